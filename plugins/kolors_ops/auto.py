@@ -1,0 +1,62 @@
+"""Choosing among implementations of one op, call by call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+P = ParamSpec("P")
+logger = logging.getLogger(__name__)
+
+
+class Op(Protocol[P]):
+    """What every kind of op has in common: a call, and a question whether the call can be done."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        """Do the op. Raises ValueError with the reason when it refuses."""
+
+    def refuses(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
+        """Say why this call cannot run here, or return None."""
+
+
+class AutoOp(Generic[P]):
+    """The first of several implementations that does not refuse the call.
+
+    Each reason of each implementation is logged once in the life of this object, so that nothing falls back unseen
+    and a long run does not repeat itself.
+    """
+
+    def __init__(self, kind: str, choices: Sequence[tuple[str, Op[P]]]) -> None:
+        self.kind = kind
+        self.choices = tuple(choices)
+        self._told: set[tuple[str, str]] = set()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        """Do the op by the first choice that takes it. Raises ValueError when every one refuses."""
+        refused = []
+        for name, op in self.choices:
+            reason = op.refuses(*args, **kwargs)
+            if reason is None:
+                return op(*args, **kwargs)
+            refused.append(f"{name}: {reason}")
+            self._tell(name, reason)
+        raise ValueError(f"no {self.kind} takes this call: {'; '.join(refused)}")
+
+    def refuses(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
+        """Say why every choice refuses the call, or return None; says so only where no reference ends the list."""
+        reasons = []
+        for name, op in self.choices:
+            reason = op.refuses(*args, **kwargs)
+            if reason is None:
+                return None
+            reasons.append(f"{name}: {reason}")
+        return "; ".join(reasons)
+
+    def _tell(self, name: str, reason: str) -> None:
+        if (name, reason) not in self._told:
+            self._told.add((name, reason))
+            logger.warning("%s '%s' is passed over: %s", self.kind, name, reason)

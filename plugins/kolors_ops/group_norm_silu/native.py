@@ -1,0 +1,37 @@
+"""Group norm and SiLU by torch's own two kernels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kolors_ops.group_norm_silu.reference import check_groups
+
+
+class TorchGroupNormSiLU:
+    """torch's group_norm, rounded to the dtype of x, then its silu."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        """silu(group_norm(x)) of x [B, C, ...] with weight and bias [C].
+
+        Raises ValueError unless `groups` divides C, and for a call it refuses.
+        """
+        if reason := self.refuses(x, weight, bias, groups, eps):
+            raise ValueError(f"group_norm_silu 'torch' refuses: {reason}")
+        check_groups(x, groups)
+        result = F.silu(F.group_norm(x, groups, weight, bias, eps))
+        # Off the CPU, torch's group_norm gives a contiguous tensor whatever it got.
+        return result.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else result
+
+    def refuses(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str | None:
+        """Say why this call cannot run here: parameters of a dtype torch does not mix with x's; or return None."""
+        half_on_cpu = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+        fits = {x.dtype, torch.float32} if half_on_cpu else {x.dtype}
+        if weight.dtype != bias.dtype or weight.dtype not in fits:
+            return f"weight and bias are {weight.dtype} and {bias.dtype}, which torch does not mix with x of {x.dtype}"
+        return None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
