@@ -1,0 +1,168 @@
+"""The `kolors` command. Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 128 + signal if stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from kolors_kernel.component import BuildContext, ComponentConfig, Settings
+from kolors_kernel.errors import Interrupted, KolorsError, RecipeError
+from kolors_kernel.kinds import RecipeConfig
+from kolors_kernel.recipe_file import load_recipe, parse_setting, write_recipe
+from kolors_kernel.registry import discover
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KolorsError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("kolors", description="Kolors as a microkernel: recipes built from plugins.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=summary, description=summary)
+        made.set_defaults(command=function)
+        return made
+
+    def takes_recipe(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        made = command(name, function, summary)
+        made.add_argument("recipe", help="a file ending in .yaml, or the name of a shipped recipe")
+        made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in stages.0.steps=10")
+        return made
+
+    command("plugins", _plugins, "list the installed plugins, broken ones with their error")
+    listing = command("components", _components, "list the components of every plugin, recipes' types among them")
+    listing.add_argument("--json", action="store_true", help="print objects with kind, type, plugin, summary")
+    describing = command("describe", _describe, "print every setting of a component")
+    describing.add_argument("kind")
+    describing.add_argument("type")
+    takes_recipe("check", _check, "validate a recipe without loading a weight")
+    takes_recipe("graph", _graph, "print a recipe's steps, their ports, and the parts to be built")
+    running = takes_recipe("run", _run, "run a recipe")
+    running.add_argument("--out", type=Path, help="where results go; default: runs/NAME")
+    return parser
+
+
+def _plugins(options: argparse.Namespace) -> None:
+    registry = discover()
+    for plugin in registry.plugins.values():
+        provided = sum(by == plugin.name for by in registry.provided_by.values())
+        state = f"not in use: {plugin.problem}" if plugin.problem else f"{provided} components"
+        print(f"{plugin.name:<20} {plugin.module:<24} {plugin.distribution:<20} {state}")
+
+
+def _components(options: argparse.Namespace) -> None:
+    registry = discover()
+    rows = [
+        {"kind": kind, "type": name, "plugin": registry.provided_by[kind, name], "summary": _summary(cls)}
+        for (kind, name), cls in sorted(registry.components.items())
+    ]
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        print(f"{row['kind']:<16} {row['type']:<24} {row['plugin']:<14} {row['summary']}")
+
+
+def _describe(options: argparse.Namespace) -> None:
+    registry = discover()
+    if options.kind not in registry.kinds():
+        raise RecipeError(f"no kind is called '{options.kind}'. Known: {', '.join(registry.kinds())}")
+    try:
+        cls = registry.find(options.kind, options.type)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    print(f"{options.kind} {options.type}, from plugin {registry.provided_by[options.kind, options.type]}\n")
+    print(f"{cls.__doc__}\n\nsettings:")
+    _print_settings(cls, "  ")
+
+
+def _print_settings(cls: type[Settings], indent: str) -> None:
+    for name, info in cls.model_fields.items():
+        if name == "type" and issubclass(cls, ComponentConfig):
+            continue
+        default = "required" if info.is_required() else f"default {_shown_default(info)}"
+        print(f"{indent}{name}: {_shown_type(info.annotation)}, {default}")
+        for line in (info.description or "").splitlines():
+            print(f"{indent}    {line}")
+        for inner in _plain_settings(info.annotation):
+            _print_settings(inner, indent + "    ")
+
+
+def _plain_settings(annotation: Any) -> list[type[Settings]]:
+    """Return the settings classes inside an annotation that are not components, to be printed in place."""
+    inner = [each for argument in get_args(annotation) for each in _plain_settings(argument)]
+    is_plain = isinstance(annotation, type) and issubclass(annotation, Settings)
+    return [annotation, *inner] if is_plain and not issubclass(annotation, ComponentConfig) else inner
+
+
+def _shown_type(annotation: Any) -> str:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return f"a {annotation.kind}" if issubclass(annotation, ComponentConfig) else annotation.__name__
+    parts = [
+        _shown_type(each) if isinstance(each, type) or get_origin(each) else repr(each) for each in get_args(annotation)
+    ]
+    name = getattr(get_origin(annotation), "__name__", "")
+    return " | ".join(parts) if name in ("Literal", "Union", "UnionType") else f"{name}[{', '.join(parts)}]"
+
+
+def _shown_default(info: FieldInfo) -> str:
+    value = info.get_default(call_default_factory=True, validated_data={})
+    return json.dumps(value.model_dump(mode="json") if isinstance(value, Settings) else value, default=str)
+
+
+def _summary(cls: type[ComponentConfig]) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _load(options: argparse.Namespace) -> RecipeConfig:
+    return load_recipe(options.recipe, dict(parse_setting(text) for text in options.set))
+
+
+def _check(options: argparse.Namespace) -> None:
+    recipe = _load(options)
+    print(f"{options.recipe}: a valid {recipe.type} recipe")
+
+
+def _graph(options: argparse.Namespace) -> None:
+    for name, graph in _load(options).graphs().items():
+        print(f"{name}\n{graph.describe()}\n")
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe = _load(options)
+    out = options.out or Path("runs") / Path(options.recipe).stem
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _stop)
+    job = recipe.build(BuildContext(recipe.device, recipe.dtype, out))
+    write_recipe(recipe, out / "recipe.yaml")
+    for name, value in job.run().items():
+        print(f"{name}: {value:g}")
+    print(f"results in {out}")
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Interrupted(number, "what was finished is kept")

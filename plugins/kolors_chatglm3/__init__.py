@@ -1,0 +1,1 @@
+"""ChatGLM3-6B-Base as the text encoder (2.1.1)."""

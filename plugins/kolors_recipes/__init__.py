@@ -1,0 +1,1 @@
+"""Recipes: training, sampling, precomputing, evaluating, assembled from components of any plugin."""

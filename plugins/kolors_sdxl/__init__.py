@@ -1,0 +1,1 @@
+"""The SDXL U-Net and VAE, as Kolors uses them (2)."""

@@ -1,0 +1,1 @@
+"""Solvers and classifier-free guidance."""

@@ -1,0 +1,1 @@
+"""Pictures and captions in zarr v3 stores."""
