@@ -1,0 +1,51 @@
+# make quickstart   install, then draw pictures with the small model that ships
+# make test         install what the tests need, then run the whole default suite
+# make lint         ruff, mypy --strict, import rules
+# make bench        measure start-up and the ops (BENCH="kernel ops")
+# make docs         write docs/reference from the installed components
+#
+# PYTHON picks the interpreter (3.11 or later), PYTEST and BENCH add arguments: make test PYTEST="-m 'not slow'"
+
+PYTHON ?= python3
+PYTEST ?=
+BENCH ?= kernel ops
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/dev.txt
+SAYS := pyproject.toml requirements/dev.txt
+
+.PHONY: quickstart test lint bench docs clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/kolors run quickstart
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	for name in $(BENCH); do $(BIN)/python -m benchmarks $$name || exit 1; done
+
+docs: $(VENV)/installed
+	$(BIN)/python scripts/write_reference.py
+
+clean:
+	rm -rf $(VENV)
+
+# A stamp is newer than what it was installed from, so a second call installs nothing.
+$(VENV)/installed: $(SAYS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(SAYS) | $(VENV)/installed
+	@echo "installing what tests and checks need"
+	$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/installed
