@@ -17,7 +17,7 @@ class ReferenceGroupNormSiLU:
         """
         check_groups(x, groups)
         inner = torch.promote_types(x.dtype, torch.float32)
-        split = x.to(inner).view(x.shape[0], groups, -1, *x.shape[2:])  # [B, G, C/G, ...]
+        split = x.to(inner).view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])  # [B, G, C/G, ...]
         variance, mean = torch.var_mean(split, dim=tuple(range(2, split.ndim)), correction=0, keepdim=True)
         normal = ((split - mean) * torch.rsqrt(variance + eps)).flatten(1, 2)
         per_channel = (1, -1, *(1,) * (x.ndim - 2))
