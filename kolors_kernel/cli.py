@@ -118,11 +118,16 @@ def _plain_settings(annotation: Any) -> list[type[Settings]]:
     return [annotation, *inner] if is_plain and not issubclass(annotation, ComponentConfig) else inner
 
 
+_WORDS = {"NoneType": "None", "Ellipsis": "..."}
+
+
 def _shown_type(annotation: Any) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return f"a {annotation.kind}" if issubclass(annotation, ComponentConfig) else annotation.__name__
+        name = annotation.__name__
+        return f"a {annotation.kind}" if issubclass(annotation, ComponentConfig) else _WORDS.get(name, name)
     parts = [
-        _shown_type(each) if isinstance(each, type) or get_origin(each) else repr(each) for each in get_args(annotation)
+        _shown_type(each) if isinstance(each, type) or get_origin(each) else _WORDS.get(str(each), repr(each))
+        for each in get_args(annotation)
     ]
     name = getattr(get_origin(annotation), "__name__", "")
     return " | ".join(parts) if name in ("Literal", "Union", "UnionType") else f"{name}[{', '.join(parts)}]"
@@ -130,7 +135,7 @@ def _shown_type(annotation: Any) -> str:
 
 def _shown_default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
-    return json.dumps(value.model_dump(mode="json") if isinstance(value, Settings) else value, default=str)
+    return json.dumps(value, default=lambda v: v.model_dump(mode="json") if isinstance(v, Settings) else str(v))
 
 
 def _summary(cls: type[ComponentConfig]) -> str:
