@@ -1,1 +1,20 @@
 """Noise schedules: the base, the released extension, the paper's exact one, and the rivals (2.2.2)."""
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from kolors_kernel import ComponentConfig, hookimpl
+
+
+@hookimpl
+def kolors_components() -> list[type[ComponentConfig]]:
+    """Return the schedules and the recipe that compares them."""
+    from kolors_schedules.config import COMPONENTS
+
+    return [*COMPONENTS]
+
+
+@hookimpl
+def kolors_recipes() -> list[Traversable]:
+    """Return the folder of figure5.yaml."""
+    return [files("kolors_schedules") / "recipes"]
