@@ -1,0 +1,81 @@
+"""The U-Net as a backbone: loaded, asked for predictions, saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kolors_kernel.weights import find_weights, fit, read_state, write_state
+from kolors_sdxl.architecture import UNetShape, unet_to_layout
+from kolors_sdxl.unet import UNet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kolors_kernel.values import Conditioning
+    from kolors_sdxl.blocks import Ops
+
+STEM = "diffusion_pytorch_model"
+"""What the released folders call the file of weights."""
+
+
+class SDXLUNetBackbone:
+    """Predicts the noise (or v) in latents (2)."""
+
+    def __init__(self, module: UNet, shape: UNetShape, *, predicts: Literal["epsilon", "v"]) -> None:
+        self.module: nn.Module = module
+        self.shape = shape
+        self.predicts: Literal["epsilon", "v"] = predicts
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
+        """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
+        -> [B, C, h, w], in the dtype of `noisy`.
+
+        Computed in the dtype of the weights. A key bias is added to the scores of the text rows.
+        """
+        dtype = next(self.module.parameters()).dtype
+        bias = conditioning.key_bias
+        mask = None if bias is None else bias[:, None, None, :].to(dtype)
+        tokens, pooled = conditioning.tokens.to(dtype), conditioning.pooled.to(dtype)
+        out: Tensor = self.module(noisy.to(dtype), timesteps, tokens, pooled, size, mask)
+        return out.to(noisy.dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and the weights as the released folders have them; diffusers reads them too."""
+        write_state(folder, self.module.state_dict(), unet_to_layout(self.shape), stem=STEM)
+
+
+def load_unet(folder: Path, shape: UNetShape, ops: Ops) -> UNet:
+    """Return the U-Net with the weights in `folder`, on the CPU in the dtype they are stored in."""
+    file = find_weights(folder, STEM)
+    with torch.device("meta"):
+        module = UNet(shape, ops)
+    fit(module, read_state(file), where=file)
+    return module
+
+
+def load_unet_for_new_text(
+    folder: Path, old: UNetShape, ops: Ops, *, context: int, pooled: int
+) -> tuple[UNet, UNetShape]:
+    """Return the U-Net in `folder`, of shape `old`, made to read text of other widths, and its new shape.
+
+    The projection of the text rows and the pooled text's part of `add_embedding` start fresh; all else is kept.
+    """
+    file = find_weights(folder, STEM)
+    state = {key: t for key, t in read_state(file).items() if not key.startswith("encoder_hid_proj.")}
+    architecture = old.architecture.model_copy(update={"text_projection": True})
+    shape = replace(old, architecture=architecture, context_width=context, pooled_width=pooled)
+    with torch.device("meta"):
+        unprojected = replace(old, architecture=architecture.model_copy(update={"text_projection": False}))
+        fit(UNet(unprojected, ops), state, where=file)  # complains in terms of the file, before anything is replaced
+        module = UNet(shape, ops)
+    key = "add_embedding.linear_1.weight"
+    sizes = state[key][:, old.pooled_width :]
+    fresh = nn.Linear(pooled + sizes.shape[1], sizes.shape[0]).weight.detach()[:, :pooled]
+    state[key] = torch.cat([fresh.to(sizes.dtype), sizes], dim=1)
+    projection = nn.Linear(context, architecture.cross_attention_width).state_dict(prefix="encoder_hid_proj.")
+    fit(module, {**state, **projection}, where=file)
+    return module, shape
