@@ -155,6 +155,13 @@ class DataSource(Protocol):
         """
 
 
+class SupportsInOrder(Protocol):
+    """A data source that can also be read as it is stored."""
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every sample once in stored order; `captions` is None, all of them are in the records."""
+
+
 class DataSink(Protocol):
     """Kind data_sink."""
 

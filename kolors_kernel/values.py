@@ -78,13 +78,15 @@ class Sample:
     """One sample as a store keeps it: its record, and what there is of the picture and of its text.
 
     image: an encoded picture (PNG, JPEG, WebP); latents [C, h, w]; conditioning by caption key, `NO_CAPTION` among
-    them, each with a batch of one.
+    them, each with a batch of one. size: how the picture behind the latents was cut, a row of `Batch.size` in whole
+    pixels; None for the whole picture at its original size.
     """
 
     record: SampleRecord
     image: bytes | None = None
     latents: Tensor | None = None
     conditioning: Mapping[str, Conditioning] = field(default_factory=lambda: MappingProxyType({}))
+    size: tuple[int, int, int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class PromptCase:
 class Event:
     """Something that happened in a run, for observers.
 
-    `name` is "train_step", "samples", "checkpoint" or "stage_end"; `step` counts optimiser steps over all
+    `name` is "start", "train_step", "samples", "checkpoint" or "stage_end"; `step` counts optimiser steps over all
     stages. images [N, 3, H, W] in [-1, 1] come with "samples", and `prompts` say what they were drawn from.
     """
 
-    name: Literal["train_step", "samples", "checkpoint", "stage_end"]
+    name: Literal["start", "train_step", "samples", "checkpoint", "stage_end"]
     stage: str
     step: int
     scalars: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

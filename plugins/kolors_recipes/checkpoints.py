@@ -1,0 +1,101 @@
+"""Checkpoints of a training run: one folder each, there whole or not at all, safetensors and a JSON state."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from kolors_kernel.errors import RecipeError, RunError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "state.json"
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write the tensors (file by file) and the state as `folder`/STEP, then drop all but the newest `keep`.
+
+    The folder appears under its name only once it is complete; on a full disk the earlier ones stay and RunError
+    says so.
+    """
+    final = folder / f"{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        for name, group in tensors.items():
+            save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
+        if final.exists():  # the same step again, after a run went on from an earlier one
+            shutil.rmtree(final)
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"cannot write the checkpoint {final}: {error}; earlier checkpoints are untouched") from error
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, or None."""
+    return next(reversed(_complete(folder)), None)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the JSON state of a checkpoint."""
+    try:
+        return dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise WeightsError(
+            f"{checkpoint / STATE} is damaged: {error}; remove the folder to go on from the one before"
+        ) from error
+
+
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """Return one file of tensors of a checkpoint. Raises WeightsError when it is damaged."""
+    path = checkpoint / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged: {error}; remove {checkpoint} to go on from the one before") from error
+
+
+def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Raise RecipeError when a run of another recipe lies in `out`; more steps than before are the same run."""
+    differing = _differences(written, now, "")
+    if differing:
+        raise RecipeError(
+            f"{out} holds a run of another recipe; it differs at {', '.join(differing[:5])}. "
+            "Choose another --out, or remove that folder"
+        )
+
+
+RESUMABLE = frozenset({"steps", "observers", "samples", "checkpoint_every", "keep", "log_every", "device"})
+"""Settings that may change between a run and its continuation without changing what earlier steps did."""
+
+
+def _differences(one: Any, other: Any, at: str) -> list[str]:
+    """Return the dotted keys at which two resolved recipes differ; whole keys of RESUMABLE count as themselves."""
+    if at.rpartition(".")[2] in RESUMABLE:
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [d for key in keys for d in _differences(one.get(key), other.get(key), f"{at}.{key}".lstrip("."))]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{at}.{i}")]
+    return [] if one == other else [at]
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.glob("[0-9]*") if (each / STATE).is_file())

@@ -1,0 +1,133 @@
+"""Drawing pictures: the sampling graph and the object that runs it for prompts and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kolors_kernel.graph import Graph, step
+from kolors_kernel.values import Conditioning
+from kolors_recipes.steps import encode_prompts
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from torch import Tensor
+
+    from kolors_kernel.component import BuildContext
+    from kolors_kernel.protocols import Autoencoder, Backbone, Denoise, Guidance, NoiseSchedule, Solver
+    from kolors_kernel.values import Images, Latents, Noise, Random, Sizes
+    from kolors_recipes.config import DrawingRecipe, ModelRecipe
+
+    Tick: TypeAlias = Callable[[], None]
+
+
+@step(writes="latents")
+def denoise(
+    noise: Noise,
+    conditioning: Conditioning,
+    size: Sizes,
+    random: Random,
+    tick: Tick,
+    backbone: Backbone,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    guidance: Guidance,
+) -> Latents:
+    """Carry noise to latents under guidance; `tick` is called after every evaluation of the backbone."""
+    epsilon = _denoiser(backbone, schedule, conditioning, size)
+
+    def counted(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        found = epsilon(noisy, timesteps)
+        tick()
+        return found
+
+    return solver.solve(guidance(counted), noise, schedule, generator=random)
+
+
+@step(writes="images")
+def decode(latents: Latents, autoencoder: Autoencoder) -> Images:
+    """Decode latents to pictures."""
+    return autoencoder.decode(latents)
+
+
+def drawing_graph() -> Graph:
+    """Return the sampling graph: captions and noise in, pictures out."""
+    return Graph(
+        (encode_prompts, denoise, decode),
+        inputs=("captions", "noise", "size", "random", "tick"),
+        outputs=("images",),
+        parts=("text_encoder", "autoencoder", "backbone", "schedule", "solver", "guidance"),
+    )
+
+
+def _denoiser(backbone: Backbone, schedule: NoiseSchedule, conditioning: Conditioning, size: Tensor) -> Denoise:
+    """Return a function that gives epsilon, whatever the backbone predicts."""
+
+    def epsilon(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        prediction = backbone.predict(noisy, timesteps, conditioning, size)
+        if backbone.predicts == "epsilon":
+            return prediction
+        signal, scale = (c.to(noisy).view(-1, 1, 1, 1) for c in schedule.coefficients(timesteps))
+        return signal * prediction + scale * noisy
+
+    return epsilon
+
+
+def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Sequence[str]) -> dict[str, Any]:
+    """Build those of the three parts that are needed, the adapters around the backbone."""
+    parts: dict[str, Any] = {}
+    if "text_encoder" in needs:
+        parts["text_encoder"] = recipe.text_encoder.build(ctx)
+    if "autoencoder" in needs:
+        parts["autoencoder"] = recipe.autoencoder.build(ctx)
+    if "backbone" in needs:
+        backbone = recipe.backbone.build(
+            ctx, conditioning=recipe.text_encoder.spec(), latents=recipe.autoencoder.spec()
+        )
+        for adapter in recipe.adapters:
+            backbone = adapter.build(ctx).attach(backbone)
+        parts["backbone"] = backbone
+    return parts
+
+
+class Drawer:
+    """Draws pictures from prompts with built parts."""
+
+    def __init__(
+        self, parts: Mapping[str, Any], recipe: ModelRecipe, ctx: BuildContext, *, negative_prompt: str = ""
+    ) -> None:
+        self.graph = drawing_graph()
+        self._parts, self._negative = parts, negative_prompt
+        self._latents = recipe.autoencoder.spec()
+        self._device, self._dtype = torch.device(ctx.device), getattr(torch, ctx.dtype)
+
+    @classmethod
+    def assemble(cls, recipe: DrawingRecipe, ctx: BuildContext) -> Drawer:
+        """Build every part of a recipe that draws."""
+        parts = build_model(recipe, ctx, drawing_graph().needs)
+        for name in ("schedule", "solver", "guidance"):
+            parts[name] = getattr(recipe, name).build(ctx)
+        return cls(parts, recipe, ctx, negative_prompt=recipe.negative_prompt)
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], height: int, width: int, tick: Tick = lambda: None
+    ) -> Tensor:
+        """Return one picture a prompt, [B, 3, H, W] float32 in [-1, 1]; the noise of each comes from its own seed."""
+        shape = (self._latents.channels, height // self._latents.downscale, width // self._latents.downscale)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
+        doubled = self._parts["guidance"].uses_negative
+        rows = len(prompts) * (2 if doubled else 1)
+        (images,) = self.graph.run(
+            captions=[self._negative] * len(prompts) + list(prompts) if doubled else list(prompts),
+            noise=noise.to(self._device, self._dtype),
+            size=torch.tensor([[height, width, 0, 0, height, width]] * rows, device=self._device),
+            random=generators[0],
+            tick=tick,
+            **self._parts,
+        )
+        return torch.as_tensor(images).float().clamp(-1, 1).cpu()

@@ -1,0 +1,59 @@
+"""The job of the evaluate recipe: draw a prompt set, score it, write report.json (3)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kolors_recipes.drawing import Drawer
+from kolors_recipes.pictures import contact_sheet, save_png
+from kolors_recipes.progress import Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kolors_kernel.component import BuildContext
+    from kolors_kernel.graph import Graph
+    from kolors_kernel.protocols import Metric, PromptSet
+    from kolors_recipes.config import Evaluate
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluateJob:
+    """Draws every case once, saves a contact sheet a batch, and writes what the metric makes of them."""
+
+    def __init__(self, recipe: Evaluate, drawer: Drawer, prompts: PromptSet, metric: Metric, out: Path) -> None:
+        self._recipe, self._drawer, self._prompts, self._metric, self._out = recipe, drawer, prompts, metric, out
+        self.graphs: Mapping[str, Graph] = {"draw": drawer.graph}
+
+    @classmethod
+    def assemble(cls, recipe: Evaluate, ctx: BuildContext) -> EvaluateJob:
+        """Build the recipe's parts."""
+        return cls(recipe, Drawer.assemble(recipe, ctx), recipe.prompts.build(ctx), recipe.metric.build(ctx), ctx.out)
+
+    def run(self) -> Mapping[str, float]:
+        """Write report.json below `out`; return the number of pictures."""
+        recipe, cases = self._recipe, self._prompts.cases()
+        with Progress("drawing", len(cases)) as progress:
+            for start in range(0, len(cases), recipe.batch):
+                batch = cases[start : start + recipe.batch]
+                images = self._drawer.draw(
+                    [case.prompt for case in batch],
+                    seeds=range(recipe.seed + start, recipe.seed + start + len(batch)),
+                    height=recipe.height,
+                    width=recipe.width,
+                )
+                self._metric.update(images, batch)
+                prompts = json.dumps([case.prompt for case in batch], ensure_ascii=False)
+                sheet = self._out / "pictures" / f"{start:05d}.png"
+                save_png(contact_sheet(images, columns=8), sheet, text={"prompts": prompts})
+                progress.advance(by=len(batch))
+        report = self._out / "report.json"
+        temporary = report.with_suffix(".part")
+        temporary.write_text(json.dumps(self._metric.compute(), indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(report)
+        logger.info("report: %s", report)
+        return {"pictures": len(cases)}

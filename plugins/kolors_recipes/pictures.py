@@ -1,0 +1,51 @@
+"""Pictures as files: PNGs that say how they were made, and contact sheets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from kolors_kernel.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NONE: Mapping[str, str] = {}
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Turn one image [3, H, W] in [-1, 1] into an 8-bit RGB picture; values outside are clamped."""
+    levels = image.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def contact_sheet(images: Tensor, *, columns: int, gap: int = 4) -> Image.Image:
+    """Lay images [N, 3, H, W] in rows of `columns` on white, `gap` pixels apart."""
+    pictures = [to_picture(each) for each in images]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].width + gap, pictures[0].height + gap
+    sheet = Image.new("RGB", (columns * width + gap, rows * height + gap), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (gap + index % columns * width, gap + index // columns * height))
+    return sheet
+
+
+def save_png(picture: Image.Image, path: Path, *, text: Mapping[str, str] = NONE) -> None:
+    """Write a PNG with text chunks, whole or not at all. Raises RunError when the disk refuses."""
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_itxt(key, value)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(temporary, format="png", pnginfo=chunks)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error

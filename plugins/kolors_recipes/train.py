@@ -1,0 +1,84 @@
+"""The job of the train recipe: stages over the text-to-image model (2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kolors_kernel.graph import Graph
+from kolors_recipes.drawing import Drawer, build_model, drawing_graph
+from kolors_recipes.steps import TRAINING
+from kolors_recipes.training import RunnableStage, Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kolors_kernel.component import BuildContext
+    from kolors_recipes.config import Samples, Stage, Train
+
+
+def training_graph(given: Iterable[str]) -> Graph:
+    """Return the graph of the loss from what the data give: pictures and captions, or what was computed from them."""
+    return Graph(
+        TRAINING,
+        inputs=(*given, "size", "weight", "random"),
+        outputs=("loss",),
+        parts=("text_encoder", "autoencoder", "backbone", "schedule"),
+    )
+
+
+def assemble(recipe: Train, ctx: BuildContext) -> Training:
+    """Build the parts that some stage's graph needs, and the job over them."""
+    graphs = [training_graph(stage.data.ports()) for stage in recipe.stages]
+    if any(stage.samples for stage in recipe.stages):
+        graphs.append(drawing_graph())
+    parts = build_model(recipe, ctx, [name for graph in graphs for name in graph.needs])
+    for part in parts.values():
+        part.module.requires_grad_(False)
+    stages = [_stage(stage, graph, recipe, parts, ctx) for stage, graph in zip(recipe.stages, graphs, strict=False)]
+    trained = sorted({name for stage in recipe.stages for name in stage.trains})
+
+    def save(folder: Path) -> None:
+        for name in trained:
+            parts[name].save(folder / name)
+
+    return Training(
+        recipe,
+        recipe,
+        stages,
+        observers=[observer.build(ctx) for observer in recipe.observers],
+        out=ctx.out,
+        device=torch.device(ctx.device),
+        save=save,
+    )
+
+
+def _stage(stage: Stage, graph: Graph, recipe: Train, parts: Mapping[str, Any], ctx: BuildContext) -> RunnableStage:
+    schedule = stage.schedule.build(ctx)
+    available = {**parts, "schedule": schedule}
+    return RunnableStage(
+        phase=stage,
+        graph=graph,
+        data=stage.data.build(ctx),
+        ports={name: available[name] for name in graph.needs},
+        trains={name: parts[name].module for name in stage.trains},
+        draw=_draws(stage.samples, available, recipe, ctx) if stage.samples else None,
+        draw_every=stage.samples.every if stage.samples else 1,
+    )
+
+
+def _draws(
+    samples: Samples, available: Mapping[str, Any], recipe: Train, ctx: BuildContext
+) -> Callable[[], tuple[Tensor, Sequence[str]]]:
+    parts = {**available, "solver": samples.solver.build(ctx), "guidance": samples.guidance.build(ctx)}
+    drawer = Drawer(parts, recipe, ctx)
+
+    def draw() -> tuple[Tensor, Sequence[str]]:
+        seeds = range(len(samples.prompts))
+        images = drawer.draw(samples.prompts, seeds=seeds, height=samples.height, width=samples.width)
+        return images, samples.prompts
+
+    return draw

@@ -1,0 +1,102 @@
+"""The job of the train_autoencoder recipe."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from kolors_kernel.errors import RecipeError
+from kolors_kernel.graph import Graph, step
+from kolors_recipes.training import RunnableStage, Training
+
+if TYPE_CHECKING:
+    from kolors_kernel.component import BuildContext
+    from kolors_kernel.protocols import DataSource, SupportsPosterior
+    from kolors_kernel.values import Images, Latents, Loss, Random, Weights
+    from kolors_recipes.config import TrainAutoencoder
+
+logger = logging.getLogger(__name__)
+
+MEASURED = 32
+"""How many batches the scaling factor is measured on."""
+
+
+@step(writes=("latents", "divergence"))
+def draw_posterior(images: Images, autoencoder: SupportsPosterior, random: Random) -> tuple[Latents, Loss]:
+    """Draw unscaled latents, and return the divergence of their posterior from a unit Gaussian, a mean per value."""
+    mean, log_variance = autoencoder.posterior(images)
+    noise = torch.randn(mean.shape, generator=random).to(mean)
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    return mean + (0.5 * log_variance).exp() * noise, divergence
+
+
+@step(writes="reconstruction")
+def reconstruct(latents: Latents, autoencoder: SupportsPosterior) -> Images:
+    """Decode them again."""
+    return autoencoder.reconstruct(latents)
+
+
+@step(writes="loss")
+def reconstruction_error(
+    images: Images, reconstruction: Images, divergence: Loss, kl_weight: float, weight: Weights
+) -> Loss:
+    """Return the weighted mean absolute error over pixels and samples, plus the weighted divergence."""
+    each = (reconstruction.float() - images).abs().flatten(1).mean(1)
+    return (each * weight).sum() / weight.sum() + kl_weight * divergence
+
+
+def autoencoder_graph() -> Graph:
+    """Return the graph of the autoencoder's loss."""
+    return Graph(
+        (draw_posterior, reconstruct, reconstruction_error),
+        inputs=("images", "weight", "random", "kl_weight"),
+        outputs=("loss",),
+        parts=("autoencoder",),
+    )
+
+
+def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
+    """Build the autoencoder and the job that trains it. Raises RecipeError for one that has no posterior."""
+    autoencoder = recipe.autoencoder.build(ctx)
+    if not hasattr(autoencoder, "posterior"):
+        raise RecipeError(f"autoencoder '{recipe.autoencoder.type}' cannot be trained: it has no posterior")
+    sources = [stage.data.build(ctx) for stage in recipe.stages]
+    stages = [
+        RunnableStage(
+            phase=stage,
+            graph=autoencoder_graph(),
+            data=source,
+            ports={"autoencoder": autoencoder, "kl_weight": stage.kl_weight},
+            trains={"autoencoder": autoencoder.module},  # type: ignore[attr-defined]
+        )
+        for stage, source in zip(recipe.stages, sources, strict=True)
+    ]
+
+    def save(folder: Path) -> None:
+        autoencoder.scaling_factor = _scaling_factor(autoencoder, sources[-1], recipe.seed)  # type: ignore[attr-defined,arg-type]
+        autoencoder.save(folder / "autoencoder")  # type: ignore[attr-defined]
+
+    return Training(
+        recipe,
+        recipe,
+        stages,
+        observers=[observer.build(ctx) for observer in recipe.observers],
+        out=ctx.out,
+        device=torch.device(ctx.device),
+        save=save,
+    )
+
+
+@torch.no_grad()
+def _scaling_factor(autoencoder: SupportsPosterior, source: DataSource, seed: int) -> float:
+    """Return 1 / the standard deviation of the latents' means, so that scaled latents have unit variance."""
+    device = next(autoencoder.module.parameters()).device
+    batches = islice(source.batches(seed=seed, epoch=0), MEASURED)
+    means = [autoencoder.posterior(b.images.to(device))[0].flatten() for b in batches if b.images is not None]
+    factor = 1 / float(torch.cat(means).double().std())
+    logger.info("scaling factor: %.5f", factor)
+    return factor

@@ -1,0 +1,239 @@
+"""The training loop: any graph with a loss, any trained parts, stage after stage, resumable bit for bit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kolors_kernel.errors import DataError, Interrupted, RunError
+from kolors_kernel.values import Batch, Conditioning, Event
+from kolors_recipes import checkpoints
+from kolors_recipes.averaging import Average
+from kolors_recipes.optimizer import learning_rate, optimizer_for, optimizer_state, restore_optimizer
+from kolors_recipes.progress import Progress
+from kolors_recipes.signals import noticing_signals
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kolors_kernel.graph import Graph
+    from kolors_kernel.kinds import RecipeConfig
+    from kolors_kernel.protocols import DataSource, Observer
+    from kolors_recipes.config import Phase, TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunnableStage:
+    """One stage, ready to run: its settings, its graph, what the graph reads beside the batch, what it trains.
+
+    `draw` returns sample pictures and their prompts; it is called every `draw_every` steps.
+    """
+
+    phase: Phase
+    graph: Graph
+    data: DataSource
+    ports: Mapping[str, Any]
+    trains: Mapping[str, nn.Module]
+    draw: Callable[[], tuple[Tensor, Sequence[str]]] | None = None
+    draw_every: int = 1
+
+
+@dataclass
+class Position:
+    """Where a run is: steps over all stages, the stage, steps in it, and the epoch and batch its data are at."""
+
+    step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+class Training:
+    """A job that trains parts in stages and leaves checkpoints and the averaged weights below `out`.
+
+    All randomness of a step comes from (seed, step) and all data order from (seed, epoch), so a run that stopped
+    anywhere goes on exactly as if it had not.
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeConfig,
+        settings: TrainingSettings,
+        stages: Sequence[RunnableStage],
+        *,
+        observers: Sequence[Observer],
+        out: Path,
+        device: torch.device,
+        save: Callable[[Path], None],
+    ) -> None:
+        self.graphs: Mapping[str, Graph] = {stage.phase.name: stage.graph for stage in stages}
+        self._recipe, self._settings, self._stages = recipe.model_dump(mode="json"), settings, stages
+        self._observers, self._out, self._device, self._save = observers, out, device, save
+        self._modules = {name: module for stage in stages for name, module in stage.trains.items()}
+
+    def run(self) -> Mapping[str, float]:
+        """Train what is left to train; return the steps done and the last loss noted.
+
+        Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss is not
+        finite or the disk is full.
+        """
+        found = checkpoints.latest_checkpoint(self._out / "checkpoints")
+        at = Position()
+        if found is not None:
+            state = checkpoints.read_state(found)
+            checkpoints.refuse_other_recipe(state["recipe"], self._recipe, self._out)
+            at = Position(**state["position"])
+            for name, module in self._modules.items():
+                module.load_state_dict(checkpoints.read_tensors(found, name))
+            logger.info("going on from %s", found)
+        self._tell(Event("start", self._stages[at.stage].phase.name, at.step))
+        figures: dict[str, float] = {}
+        for stage in self._stages[at.stage :]:
+            figures |= _StageRun(self, stage, at, found).run()
+            found = None
+            at = Position(step=at.step, stage=at.stage + 1)
+        logger.info("weights: %s", self._out / "weights")
+        return {"steps": at.step} | figures
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            observer.on(event)
+
+
+class _StageRun:
+    """One stage under way: its optimiser, its averages and its place in the data."""
+
+    def __init__(self, job: Training, stage: RunnableStage, at: Position, found: Path | None) -> None:
+        self._job, self._stage, self._at = job, stage, at
+        for module in stage.trains.values():
+            module.requires_grad_(True)
+        self._averages = {n: Average(m, stage.phase.ema) for n, m in stage.trains.items()} if stage.phase.ema else {}
+        self._optimizer = optimizer_for(list(stage.trains.values()), stage.phase.optimizer)
+        if found is not None:
+            restore_optimizer(self._optimizer, checkpoints.read_tensors(found, "optimizer"))
+            for name, average in self._averages.items():
+                average.restore(checkpoints.read_tensors(found, f"{name}.average"))
+        self._unread: list[Tensor] = []  # losses since the last note: reading each one would make a GPU wait
+
+    def run(self) -> dict[str, float]:
+        job, at, phase = self._job, self._at, self._stage.phase
+        figures: dict[str, float] = {}
+        batches = self._batches()
+        with noticing_signals() as stop, Progress(phase.name, phase.steps, done=at.stage_step) as progress:
+            while at.stage_step < phase.steps:
+                self._step(next(batches))
+                if at.step % job._settings.log_every == 0 or at.stage_step == phase.steps:
+                    figures = self._note()
+                progress.advance(f"loss {figures['loss']:.4f}" if figures else "")
+                if self._stage.draw is not None and at.step % self._stage.draw_every == 0:
+                    self._show(self._stage.draw)
+                if stop.signal is not None or at.step % job._settings.checkpoint_every == 0:
+                    self._checkpoint()
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, f"step {at.step} is kept; run it again with the same --out to go on")
+        if figures:
+            self._checkpoint()
+        for average in self._averages.values():
+            average.adopt()  # what is saved is what the next stage starts from
+        job._save(job._out / "weights")
+        job._tell(Event("stage_end", phase.name, at.step))
+        for module in self._stage.trains.values():
+            module.requires_grad_(False)
+        return figures
+
+    def _step(self, batch: Batch) -> None:
+        at, phase, device = self._at, self._stage.phase, self._job._device
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(phase.optimizer, at.stage_step, phase.steps)
+        random = torch.Generator().manual_seed(self._job._settings.seed * 1_000_003 + at.step)
+        with torch.autocast(device.type, torch.bfloat16, enabled=phase.autocast == "bfloat16"):
+            (loss,) = self._stage.graph.run(random=random, **_ports(batch, device), **self._stage.ports)
+        loss.backward()
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, phase.optimizer.clip, foreach=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for average in self._averages.values():
+            average.update()
+        self._unread.append(loss.detach())
+        at.step, at.stage_step, at.batch = at.step + 1, at.stage_step + 1, at.batch + 1
+
+    def _note(self) -> dict[str, float]:
+        loss = float(torch.stack(self._unread).double().mean())
+        self._unread.clear()
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} near step {self._at.step} of stage '{self._stage.phase.name}'; the last "
+                "checkpoint is untouched. A lower optimizer.learning_rate or autocast: off may help"
+            )
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        figures = {"loss": loss, "learning_rate": rate}
+        self._job._tell(Event("train_step", self._stage.phase.name, self._at.step, scalars=figures))
+        return figures
+
+    def _show(self, draw: Callable[[], tuple[Tensor, Sequence[str]]]) -> None:
+        with self._averaged():
+            images, prompts = draw()
+        self._job._tell(Event("samples", self._stage.phase.name, self._at.step, images=images, prompts=prompts))
+
+    def _checkpoint(self) -> None:
+        if self._unread:
+            self._note()  # a loss that is not finite must not reach the disk
+        tensors: dict[str, Mapping[str, Tensor]] = {"optimizer": optimizer_state(self._optimizer)}
+        tensors |= {name: module.state_dict() for name, module in self._job._modules.items()}
+        tensors |= {f"{name}.average": average.state() for name, average in self._averages.items()}
+        state = {"position": asdict(self._at), "recipe": self._job._recipe}
+        folder, keep = self._job._out / "checkpoints", self._job._settings.keep
+        checkpoints.write_checkpoint(folder, self._at.step, tensors, state, keep=keep)
+        self._job._tell(Event("checkpoint", self._stage.phase.name, self._at.step))
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for average in self._averages.values():
+                stack.enter_context(average.swapped_in())
+            yield
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield batches without end from where the run is, noting each new epoch."""
+        at, seed = self._at, self._job._settings.seed
+        while True:
+            before = at.batch
+            yield from self._stage.data.batches(seed=seed, epoch=at.epoch, skip=at.batch)
+            if at.batch == before == 0:
+                raise DataError(f"the data of stage '{self._stage.phase.name}' have no batch in epoch {at.epoch}")
+            at.epoch, at.batch = at.epoch + 1, 0
+
+
+def _ports(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return what the batch holds as graph inputs on the device."""
+    ports: dict[str, Any] = {"size": batch.size.to(device), "weight": batch.weight.to(device)}
+    for name in ("images", "latents"):
+        if (found := getattr(batch, name)) is not None:
+            ports[name] = found.to(device)
+    if batch.captions is not None:
+        ports["captions"] = batch.captions
+    if batch.conditioning is not None:
+        ports["conditioning"] = on_device(batch.conditioning, device)
+    return ports
+
+
+def on_device(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    """Move a conditioning to a device."""
+    bias = conditioning.key_bias
+    return replace(
+        conditioning,
+        tokens=conditioning.tokens.to(device),
+        pooled=conditioning.pooled.to(device),
+        key_bias=None if bias is None else bias.to(device),
+    )
