@@ -1,4 +1,4 @@
-"""Noise schedules: the base, the released extension, the paper's exact one, and the rivals (2.2.2)."""
+"""Noise schedules: the base, the released and the exact extension, the rivals (2.2.2)."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable

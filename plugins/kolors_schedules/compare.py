@@ -1,4 +1,4 @@
-"""Schedules held against the first of them: the figures and the picture of Figure 5 (2.2.2)."""
+"""Schedules held against the first of them, in figures and as Figure 5 (2.2.2)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Schedules: TypeAlias = Mapping[str, NoiseSchedule]
 
 @dataclass(frozen=True)
 class Measures:
-    """The figures of one schedule; gaps are in alpha_bar, over the timesteps that it shares with the first schedule.
+    """The figures of one schedule.
 
-    `terminal_snr_db` is None where the schedule ends in pure noise.
+    Gaps are in alpha_bar, over the timesteps that it shares with the first schedule. `terminal_snr_db` is None where the schedule ends in pure noise.
     """
 
     steps: int
@@ -60,7 +60,7 @@ def measure(schedules: Schedules) -> Comparison:
 
 @step(writes="figure")
 def draw(schedules: Schedules, comparison: Comparison) -> Figure:
-    """Draw alpha_bar, and the signal-to-noise ratio in dB, over the timesteps; the first schedule dashed on top."""
+    """Draw the schedules over their timesteps, the first one dashed on top."""
     from kolors_schedules.figure import draw_curves
 
     return draw_curves(schedules, comparison)
@@ -80,7 +80,7 @@ class ComparisonJob:
         self.out = out
 
     def run(self) -> Mapping[str, float]:
-        """Compare, write both files, and return each schedule's terminal ratio and largest gap by its name."""
+        """Write both files; return each schedule's terminal ratio and largest gap by its name."""
         comparison, figure = self.graphs["compare"].run(schedules=self.schedules)
         self.out.mkdir(parents=True, exist_ok=True)
         as_json = {name: asdict(measures) for name, measures in comparison.items()}

@@ -40,9 +40,9 @@ class _BetaRange(NoiseScheduleConfig):
 
 
 class ScaledLinear(_BetaRange):
-    """Betas whose square roots are evenly spaced: SDXL's schedule, and with 1100 steps to 0.014 the released Kolors'.
+    """Betas whose square roots are evenly spaced: the schedule of SDXL and of Kolors (2.2.2).
 
-    The released schedule is 0.8 % steeper than the base and contains it to 0.0026 in alpha_bar, not exactly; the one
+    Kolors was released with 1100 steps to 0.014. That is 0.8 % steeper than the base and contains it to 0.0026 in alpha_bar, not exactly; the one
     that contains it exactly is `extended_scaled_linear`.
     """
 
@@ -67,7 +67,7 @@ class ScaledLinear(_BetaRange):
 
 
 class ExtendedScaledLinear(_BetaRange):
-    """The paper's extension: the line of the base schedule, followed on for more steps (2.2.2).
+    """The paper's extension: the base schedule's line, followed for more steps (2.2.2).
 
     Its first `base_steps` values are the base's, bit for bit. With the defaults the last beta is 0.0138278 and the
     terminal signal-to-noise ratio falls from 0.00468 to 0.00127.
@@ -187,9 +187,9 @@ class Sigmoid(NoiseScheduleConfig):
 
 
 class RectifiedFlow(NoiseScheduleConfig):
-    """The signal-to-noise ratios of a straight path from picture to noise, ending in pure noise (Esser et al. 2024).
+    """The signal-to-noise ratios of a straight path from picture to pure noise.
 
-    Only the ratios: x_t keeps unit variance and the network predicts epsilon, as everywhere here, where a flow
+    Only the ratios of Esser et al. 2024: x_t keeps unit variance and the network predicts epsilon, as everywhere here, where a flow
     model sees the unscaled sum and predicts a velocity.
     """
 
@@ -212,7 +212,10 @@ class RectifiedFlow(NoiseScheduleConfig):
 
 
 class ZeroTerminalSNR(NoiseScheduleConfig):
-    """Another schedule, rescaled to begin where it did and to end in pure noise (Lin et al. 2023)."""
+    """Another schedule, rescaled to end in pure noise (Lin et al. 2023).
+
+    The first timestep stays as it was.
+    """
 
     type: Literal["zero_terminal_snr"] = "zero_terminal_snr"
     of: NoiseScheduleConfig = ScaledLinear()
@@ -231,9 +234,9 @@ class ZeroTerminalSNR(NoiseScheduleConfig):
 
 
 class LogSNRShift(NoiseScheduleConfig):
-    """Another schedule with its signal-to-noise ratios multiplied by factor² (simple diffusion, Hoogeboom et al. 2023).
+    """Another schedule with its signal-to-noise ratios multiplied by factor².
 
-    This is also the input scaling of Chen 2023: pictures multiplied by `factor` before noise is added, and the sum
+    The shift of simple diffusion (Hoogeboom et al. 2023). This is also the input scaling of Chen 2023: pictures multiplied by `factor` before noise is added, and the sum
     brought back to unit variance, are the same path.
     """
 
@@ -256,7 +259,7 @@ class LogSNRShift(NoiseScheduleConfig):
 
 
 class CompareSchedules(RecipeConfig):
-    """Draws schedules over each other, as in Figure 5, and measures how far they stray from the first (2.2.2).
+    """Draws schedules over each other, as in Figure 5 (2.2.2), and measures them.
 
     Writes schedules.png and schedules.json: terminal signal-to-noise ratios, and the largest gap to the first
     schedule over the timesteps that both have.

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def draw_curves(schedules: Schedules, comparison: Comparison) -> Figure:
-    """Return alpha_bar (left) and the signal-to-noise ratio in dB (right) over the timesteps, 1600 x 640 pixels.
+    """Return alpha_bar and the signal-to-noise ratio in dB over the timesteps, side by side.
 
-    The first schedule is dashed and drawn last, so that it is seen where another one covers it.
+    1600 x 640 pixels. The first schedule is dashed and drawn last, so that it is seen where another one covers it.
     """
     figure = Figure(figsize=(16, 6.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

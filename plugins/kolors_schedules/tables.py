@@ -1,6 +1,6 @@
-"""The curves of alpha_bar: functions that return [steps] float64 values, one per timestep (2.2.2).
+"""The curves of alpha_bar, one function each (2.2.2).
 
-alpha_bar is what the paper calls alpha_t: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. All arithmetic is
+alpha_bar, a float64 value per timestep, is what the paper calls alpha_t: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. All arithmetic is
 in float64, where a thousand factors cost nothing.
 """
 
@@ -30,14 +30,14 @@ def linear(steps: int, beta_start: float, beta_end: float) -> Tensor:
 
 
 def cosine(steps: int, *, offset: float, max_beta: float) -> Tensor:
-    """Return alpha_bar that falls as a squared cosine of time, [steps] float64 (Nichol and Dhariwal 2021)."""
+    """Return alpha_bar of a squared cosine, [steps] float64 (Nichol and Dhariwal 2021)."""
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     curve = ((time + offset) / (1 + offset) * (math.pi / 2)).cos().square()
     return _from_betas((1 - curve[1:] / curve[:-1]).clamp(max=max_beta))
 
 
 def sigmoid(steps: int, *, start: float, end: float, temperature: float) -> Tensor:
-    """Return alpha_bar that falls as a logistic curve between `start` and `end`, [steps] float64; the last is 0.
+    """Return alpha_bar of a logistic curve from `start` to `end`, [steps] float64; the last is 0.
 
     From Jabri et al. 2022 (RIN) and Chen 2023, who keep the last value above 0 by clipping it at 1e-9.
     """
@@ -50,7 +50,7 @@ def sigmoid(steps: int, *, start: float, end: float, temperature: float) -> Tens
 
 
 def rectified_flow(steps: int, *, shift: float) -> Tensor:
-    """Return alpha_bar with the signal-to-noise ratios of a straight path from picture to noise, [steps] float64.
+    """Return alpha_bar with the ratios of a straight path from picture to noise, [steps] float64.
 
     The path is (1 - u) x_0 + u eps with u evenly spaced up to 1 and then moved by `shift` (Esser et al. 2024).
     """
@@ -60,13 +60,13 @@ def rectified_flow(steps: int, *, shift: float) -> Tensor:
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Return the curve whose square root is shifted to end at 0 and scaled to begin where it did (Lin et al. 2023)."""
+    """Return alpha_bar [T] with its root shifted to end at 0 and scaled to begin where it did."""
     root = alpha_bar.sqrt()
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
 
 
 def shift_log_snr(alpha_bar: Tensor, factor: float) -> Tensor:
-    """Return the curve with every signal-to-noise ratio multiplied by factor² (Hoogeboom et al. 2023)."""
+    """Return alpha_bar [T] with every signal-to-noise ratio multiplied by factor²."""
     signal = alpha_bar * factor**2
     return signal / (signal + (1 - alpha_bar))
 

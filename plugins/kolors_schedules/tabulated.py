@@ -30,7 +30,7 @@ class TabulatedSchedule:
         self._scales = torch.stack([with_clean.sqrt(), (1 - with_clean).sqrt()]).to(device)  # [2, T + 1]
 
     def coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the signal and noise scale at each timestep [B], float64, on the device of the timesteps.
+        """Return the signal and noise scale at each timestep [B], float64, on its device.
 
         At whole timesteps they are sqrt(alpha_bar) and sqrt(1 - alpha_bar) exactly. Raises ValueError outside of
         [-1, T - 1]; asked only of timesteps on the CPU, for on a GPU the question would stop the stream.
@@ -55,7 +55,7 @@ class TabulatedSchedule:
         return torch.where(whole, signal, along_signal / length), torch.where(whole, noise, along_noise / length)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Diffuse latents [B, C, h, w] with unit noise to timesteps [B] (2.2.2), in the dtype of the latents."""
+        """Diffuse latents [B, C, h, w] with unit noise to timesteps [B], in their dtype (2.2.2)."""
         shape = [-1] + [1] * (latents.dim() - 1)
         signal_scale, noise_scale = (
             scale.to(latents.device, latents.dtype).view(shape) for scale in self.coefficients(timesteps)
