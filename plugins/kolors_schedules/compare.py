@@ -22,7 +22,8 @@ Schedules: TypeAlias = Mapping[str, NoiseSchedule]
 class Measures:
     """The figures of one schedule.
 
-    Gaps are in alpha_bar, over the timesteps that it shares with the first schedule. `terminal_snr_db` is None where the schedule ends in pure noise.
+    Gaps are in alpha_bar, over the timesteps that it shares with the first schedule. `terminal_snr_db` is None where
+    the schedule ends in pure noise.
     """
 
     steps: int

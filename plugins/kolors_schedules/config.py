@@ -42,8 +42,8 @@ class _BetaRange(NoiseScheduleConfig):
 class ScaledLinear(_BetaRange):
     """Betas whose square roots are evenly spaced: the schedule of SDXL and of Kolors (2.2.2).
 
-    Kolors was released with 1100 steps to 0.014. That is 0.8 % steeper than the base and contains it to 0.0026 in alpha_bar, not exactly; the one
-    that contains it exactly is `extended_scaled_linear`.
+    Kolors was released with 1100 steps to 0.014. That is 0.8 % steeper than the base and contains it to 0.0026 in
+    alpha_bar, not exactly; the one that contains it exactly is `extended_scaled_linear`.
     """
 
     type: Literal["scaled_linear"] = "scaled_linear"
@@ -189,8 +189,8 @@ class Sigmoid(NoiseScheduleConfig):
 class RectifiedFlow(NoiseScheduleConfig):
     """The signal-to-noise ratios of a straight path from picture to pure noise.
 
-    Only the ratios of Esser et al. 2024: x_t keeps unit variance and the network predicts epsilon, as everywhere here, where a flow
-    model sees the unscaled sum and predicts a velocity.
+    Only the ratios of Esser et al. 2024: x_t keeps unit variance and the network predicts epsilon, as everywhere here,
+    where a flow model sees the unscaled sum and predicts a velocity.
     """
 
     type: Literal["rectified_flow"] = "rectified_flow"
@@ -236,8 +236,8 @@ class ZeroTerminalSNR(NoiseScheduleConfig):
 class LogSNRShift(NoiseScheduleConfig):
     """Another schedule with its signal-to-noise ratios multiplied by factor².
 
-    The shift of simple diffusion (Hoogeboom et al. 2023). This is also the input scaling of Chen 2023: pictures multiplied by `factor` before noise is added, and the sum
-    brought back to unit variance, are the same path.
+    The shift of simple diffusion (Hoogeboom et al. 2023). This is also the input scaling of Chen 2023: pictures
+    multiplied by `factor` before noise is added, and the sum brought back to unit variance, are the same path.
     """
 
     type: Literal["log_snr_shift"] = "log_snr_shift"

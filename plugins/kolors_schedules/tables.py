@@ -1,7 +1,7 @@
 """The curves of alpha_bar, one function each (2.2.2).
 
-alpha_bar, a float64 value per timestep, is what the paper calls alpha_t: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. All arithmetic is
-in float64, where a thousand factors cost nothing.
+alpha_bar, a float64 value per timestep, is what the paper calls alpha_t: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 -
+alpha_bar_t) eps. All arithmetic is in float64, where a thousand factors cost nothing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class DPMpp2MSolver:
     ) -> Tensor:
         """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype.
 
-        Half types are stepped in float32. Nothing is drawn from the generator. Raises ValueError when the steps do not fit on the schedule.
+        Half types are stepped in float32. Nothing is drawn from the generator. Raises ValueError when the steps do not
+        fit on the schedule.
         """
         walk = self.spacing.walk(schedule)
         x = noise.to(torch.promote_types(noise.dtype, torch.float32))

@@ -34,8 +34,8 @@ class FirstOrderSolver:
     ) -> Tensor:
         """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype.
 
-        Half types are stepped in float32. Raises ValueError when eta is above 0 and there is no generator to draw from, or when the steps do not fit on
-        the schedule.
+        Half types are stepped in float32. Raises ValueError when eta is above 0 and there is no generator to draw from,
+        or when the steps do not fit on the schedule.
         """
         if self.eta > 0 and generator is None:
             raise ValueError(f"steps with eta {self.eta:g} add fresh noise and need a generator to draw it from")
