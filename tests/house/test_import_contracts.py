@@ -19,6 +19,7 @@ PLANTED = {
         "light-kernel",
     ),
     "the kernel imports a plugin": ("kolors_kernel/registry.py", "import kolors_ops", "light-kernel"),
+    "a contract imports a plugin": ("kolors_kernel/testing/fakes.py", "import kolors_ops", "light-kernel"),
     "a plugin imports another": ("plugins/kolors_sdxl/stray.py", "import kolors_ops.auto", "independent-plugins"),
     "a config imports torch": ("plugins/kolors_ops/config.py", "import torch", "light-configs"),
     "errors import the command": ("kolors_kernel/errors.py", "import kolors_kernel.cli", "kernel-layers"),
