@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ def contract_of(cls: type[ComponentConfig]) -> type[ComponentContract[Any]]:
     """Return a test class whose every test sees a `tiny()` made anew."""
     contract = CONTRACTS.get(cls.kind, ComponentContract)
     name = f"Test_{cls.kind}_{cls.model_fields['type'].default}"
-    made = type(name, (contract,), {"config": property(lambda self: cls.tiny()), "__module__": __name__})
+    tiny = cached_property(lambda self: cls.tiny())
+    made = type(name, (contract,), {"config": tiny, "__module__": __name__})
     return pytest.mark.slow(made) if cls.kind == "recipe" else made
 
 

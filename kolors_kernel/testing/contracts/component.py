@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pydantic import ValidationError
 
 from kolors_kernel.component import BuildContext, ComponentConfig, is_kind
 from kolors_kernel.registry import Plugin, Registry, discover
 
 C = TypeVar("C", bound=ComponentConfig)
+
+
+def examples(count: int) -> settings:
+    """Return Hypothesis settings for a test that subclasses inherit: so many examples, and no clock."""
+    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 
 
 class ComponentContract(Generic[C]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from kolors_kernel.component import BuildContext
 from kolors_kernel.errors import DataError
 from kolors_kernel.kinds import CaptionerConfig, CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
-from kolors_kernel.testing.contracts.component import ComponentContract
+from kolors_kernel.testing.contracts.component import ComponentContract, examples
 from kolors_kernel.testing.strategies import sample_records
 from kolors_kernel.values import NO_CAPTION, Batch, Language, Sample, SampleRecord
 
@@ -46,7 +46,7 @@ class CaptionerContract(ComponentContract[CaptionerConfig]):
 class CaptionMixContract(ComponentContract[CaptionMixConfig]):
     """What every caption mix promises."""
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(record=sample_records(), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
     def test_chooses_a_caption_that_is_there(self, record: SampleRecord, seed: int, epoch: int) -> None:
         """The key of a caption that is not empty, or NO_CAPTION; the same again from another object."""
@@ -64,7 +64,7 @@ class CaptionMixContract(ComponentContract[CaptionMixConfig]):
 class SampleFilterContract(ComponentContract[SampleFilterConfig]):
     """What every sample filter promises."""
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(record=sample_records())
     def test_keeps_or_says_why_not(self, record: SampleRecord) -> None:
         """None or a reason in words, the same each time."""

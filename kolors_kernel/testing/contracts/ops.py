@@ -58,8 +58,7 @@ class OpContract(ComponentContract[C]):
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax of q k^T / sqrt(E) plus the mask, times v."""
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    weights = (scores if mask is None else scores + mask.to(scores.dtype)).softmax(-1)
-    return weights @ v
+    return torch.matmul((scores if mask is None else scores + mask.to(scores.dtype)).softmax(-1), v)
 
 
 class AttentionContract(OpContract[AttentionConfig]):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from kolors_kernel.component import BuildContext
 from kolors_kernel.kinds import GuidanceConfig, NoiseScheduleConfig, SolverConfig
 from kolors_kernel.protocols import Denoise, NoiseSchedule
 from kolors_kernel.registry import discover
-from kolors_kernel.testing.contracts.component import ComponentContract
+from kolors_kernel.testing.contracts.component import ComponentContract, examples
 from kolors_kernel.testing.fakes import TableSchedule
 from kolors_kernel.testing.strategies import alpha_bars
 
@@ -95,14 +95,14 @@ class SolverContract(ComponentContract[SolverConfig]):
         assert torch.equal(noise, before), "solve changed the noise it was given"
         return found, picture, asked
 
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     @given(alpha_bar=alpha_bars())
     def test_finds_the_picture_on_any_schedule(self, alpha_bar: Tensor) -> None:
         """Nothing but the length of alpha_bar and `coefficients` is known of the schedule."""
         found, picture, _ = self.solve(TableSchedule(alpha_bar))
         torch.testing.assert_close(found, picture, rtol=0, atol=1e-6)
 
-    @settings(max_examples=10, deadline=None)
+    @examples(10)
     @given(alpha_bar=alpha_bars(zero_terminal=True))
     def test_stays_finite_where_no_signal_is_left(self, alpha_bar: Tensor) -> None:
         """A schedule may end in pure noise."""
@@ -160,7 +160,7 @@ class GuidanceContract(ComponentContract[GuidanceConfig]):
         guidance = self.config.build(self.context(folder))
         return guidance(denoise), 2 if guidance.uses_negative else 1
 
-    @settings(max_examples=10, deadline=None)
+    @examples(10)
     @given(rows=st.integers(1, 3))
     def test_leaves_agreement_alone(self, tmp_path_factory: pytest.TempPathFactory, rows: int) -> None:
         """Where negative and positive predict the same, there is nothing to steer."""
