@@ -31,7 +31,8 @@ def functions(path: str) -> list[ast.FunctionDef]:
 
 @pytest.mark.parametrize("path", MODULES)
 def test_a_module_fits_a_few_screens(path: str) -> None:
-    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES
 
 
 @pytest.mark.parametrize("path", MODULES)
