@@ -35,7 +35,7 @@ COLOURS: tuple[Colour, ...] = (
     Colour("light grey", "浅灰色", ("b4b8bb", "d2d5d8")),
     Colour("white", "白色", ("ffffff", "f1f2f3")),
     Colour("dark red", "深红色", ("8b0000", "a01822", "6e0f18")),
-    Colour("red", "红色", ("ff0000", "dc2430", "e8443c")),
+    Colour("red", "红色", ("ff0000", "dc2430", "e8443c", "f24c14")),
     Colour("orange", "橙色", ("ff8c00", "ff7020", "f49a2c")),
     Colour("brown", "棕色", ("6b3a1c", "965028", "b8703c", "452418", "662113", "c1694f")),
     Colour("yellow", "黄色", ("ffff00", "ffcc48", "fbc420", "ffe070")),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kolors_captioners.colours import COLOURS, Colour, nearest, shares
+from kolors_captioners.colours import COLOURS, Colour, lab, nearest, shares
 from kolors_kernel.values import Language
 
 SIDE = 64
 """Pictures are looked at with their longer side at most this many pixels."""
 BORDER = 0.6
 """The share of the border that one colour must fill to be a background."""
+SAME = 6.0
+"""Colours nearer to the background than this in CIELAB belong to it; pale grey on white does not."""
 WORTH_SAYING = 0.06
 """Colours with a smaller share are left out: they are mostly the blur between two others."""
 MOST = 4
@@ -48,13 +51,19 @@ def look_at(image: Image.Image) -> Look:
     small = small.resize(
         (max(1, round(small.width * scale)), max(1, round(small.height * scale))), Image.Resampling.BOX
     )
-    names = nearest(np.asarray(small))  # [h, w]
-    border = np.concatenate([names[0], names[-1], names[:, 0], names[:, -1]])
-    colour, share = next(iter(shares(border).items()))
+    pixels = np.asarray(small)
+    names, places = nearest(pixels), lab(pixels)  # [h, w], [h, w, 3]
+    colour, share = next(iter(shares(_border(names)).items()))
     if share < BORDER:
         return Look(None, shares(names))
-    figure = names[~_reached_from_border(names == COLOURS.index(colour))]
+    ground = np.median(_border(places)[_border(names) == COLOURS.index(colour)], axis=0)
+    figure = names[~_reached_from_border(np.linalg.norm(places - ground, axis=-1) < SAME)]
     return Look(colour, shares(figure) if figure.size else {})
+
+
+def _border(values: NDArray[Any]) -> NDArray[Any]:
+    """Return what is on the border, [h, w, ...] -> [2 h + 2 w, ...]; corners twice."""
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
 def _reached_from_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
