@@ -56,7 +56,8 @@ class ZarrSource(DataSourceConfig):
     filters: list[SampleFilterConfig] = Field(default_factory=list)
     """Which samples are used: those that no filter drops."""
     cache: bool = True
-    """Whether pictures once read stay in memory, as bytes at the resolution or as latents. Turn off for large sets."""
+    """Whether what was read stays in memory: pictures as bytes at the resolution, latents and conditioning as stored.
+    Turn it off for sets that do not fit."""
 
     @classmethod
     def tiny(cls) -> Self:

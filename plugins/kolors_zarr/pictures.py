@@ -15,6 +15,8 @@ def decode(data: bytes, *, where: str) -> Image.Image:
     """Return an encoded picture upright, in RGB, on white where it is transparent. Raises DataError naming `where`."""
     try:
         with Image.open(BytesIO(data)) as opened:
+            if opened.mode[0] in "IF":  # Pillow would clip such values to 255
+                raise DataError(f"the picture of {where} has more than 8 bits a channel; convert it to 8 bits")
             picture = ImageOps.exif_transpose(opened)
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
@@ -36,4 +38,4 @@ def fit(picture: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], tuple
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     top, left = (height - resolution) // 2, (width - resolution) // 2
     pixels = np.asarray(picture.crop((left, top, left + resolution, top + resolution)))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), (top, left)
+    return pixels.transpose(2, 0, 1).copy(), (top, left)

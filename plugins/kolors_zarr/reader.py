@@ -45,6 +45,12 @@ class Store:
         if self.texts is not None:
             self.texts.require_files(self.texts.kinds)
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """What the store can fill of a batch: captions, and images, latents and conditioning as they were written."""
+        columns = {"image": "images", "latents": "latents", "texts": "conditioning"}
+        return frozenset({"captions", *(name for column, name in columns.items() if column in self.samples)})
+
     @cached_property
     def text_rows(self) -> list[dict[str, int]]:
         """For each sample, the row of its conditioning by caption key."""
@@ -54,15 +60,16 @@ class Store:
         """Return the encoded pictures of these rows."""
         return self.samples.read_bytes("image", rows)
 
-    def latents(self, rows: Sequence[int]) -> Tensor:
-        """Return the latents of these rows, [B, C, h, w] in the dtype they are stored in."""
-        return torch.from_numpy(self.samples.read_arrays("latents", rows))
+    def latents(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return the latents of these rows, [C, h, w] each, in the dtype they are stored in."""
+        return list(torch.from_numpy(self.samples.read_arrays("latents", rows)))
 
-    def conditioning(self, texts: Sequence[int]) -> Conditioning:
-        """Return the conditioning in these rows of the texts, a batch in float32."""
+    def conditioning(self, texts: Sequence[int]) -> list[Conditioning]:
+        """Return the conditioning in these rows of the texts, a batch of one each, in the dtype it is stored in."""
         table = cast(Table, self.texts)
-        parts = {name: torch.from_numpy(table.read_arrays(name, texts)).float() for name in table.kinds}
-        return Conditioning(parts["tokens"], parts["pooled"], parts.get("key_bias"))
+        parts = {name: torch.from_numpy(table.read_arrays(name, texts)).split(1) for name in table.kinds}
+        biases: Sequence[Tensor | None] = parts.get("key_bias", [None] * len(texts))
+        return [Conditioning(*each) for each in zip(parts["tokens"], parts["pooled"], biases, strict=True)]
 
     def _records(self, ids: list[str]) -> list[SampleRecord]:
         keys = [name.removeprefix(CAPTION) for name in self.samples.kinds if name.startswith(CAPTION)]

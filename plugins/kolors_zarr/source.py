@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,12 +17,32 @@ from kolors_zarr.order import Plan
 from kolors_zarr.pictures import decode, fit
 from kolors_zarr.reader import Store
 
+T = TypeVar("T")
+_Picture: TypeAlias = tuple[Tensor, tuple[int, ...]]
+"""Pixels in uint8 [3, H, W] or latents [C, h, w] as stored, and the row of `Batch.size` that belongs to them."""
+
+
+class _Kept(Generic[T]):
+    """What `read` gives for rows of a store; with `keep`, each row is read once and stays in memory."""
+
+    def __init__(self, read: Callable[[list[int]], list[T]], *, keep: bool) -> None:
+        self.read, self.keep = read, keep
+        self.known: dict[int, T] = {}
+
+    def __call__(self, rows: list[int]) -> list[T]:
+        if not self.keep:
+            return self.read(rows)
+        new = [row for row in dict.fromkeys(rows) if row not in self.known]
+        if new:
+            self.known.update(zip(new, self.read(new), strict=True))
+        return [self.known[row] for row in rows]
+
 
 class ZarrDataSource:
     """Batches of the samples of a store that pass the filters, on the CPU in float32.
 
     Every sample counts once in each epoch. With `cache` everything read is kept in memory: 3 * resolution^2 bytes a
-    picture, the stored size of latents. Raises DataError when the store lacks what is asked for or no sample is left.
+    picture, latents and conditioning as they are stored. Raises DataError when the store lacks what is asked for or no sample is left.
     """
 
     def __init__(
@@ -38,10 +58,12 @@ class ZarrDataSource:
         cache: bool = True,
     ) -> None:
         self.store, self.mix, self.pictures, self.text = store, mix, pictures, text
-        self.resolution, self.batch, self.cache = resolution, batch, cache
+        self.resolution, self.batch = resolution, batch
         self._require_stored()
         self.rows = _kept(store, filters)
-        self._kept_pictures: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self._read = self._read_images if pictures == "images" else self._read_latents
+        self._pictures = _Kept(self._read, keep=cache)
+        self._texts = _Kept(store.conditioning, keep=cache)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,22 +89,26 @@ class ZarrDataSource:
             keys = [choose(self.store.records[row]) for row in rows]
             captions = self._captions(rows, keys) if self.text == "captions" else None
             conditioning = self._conditioning(rows, keys) if self.text == "conditioning" else None
-            yield self._batch(rows, real, captions, conditioning)
+            yield self._batch(rows, self._pictures(rows), real, captions, conditioning)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every sample once in stored order, without text; the last batch holds what is left."""
         for start in range(0, len(self.rows), self.batch):
             rows = self.rows[start : start + self.batch]
-            yield self._batch(rows, len(rows), None, None)
+            yield self._batch(rows, self._read(rows), len(rows), None, None)  # each is read once: nothing to keep
 
     def _batch(
-        self, rows: list[int], real: int, captions: list[str] | None, conditioning: Conditioning | None
+        self,
+        rows: list[int],
+        pictures: list[_Picture],
+        real: int,
+        captions: list[str] | None,
+        conditioning: Conditioning | None,
     ) -> Batch:
-        read = self._pictures(rows)
-        pixels = torch.stack([picture for picture, _ in read])
+        pixels = torch.stack([picture for picture, _ in pictures])
         return Batch(
             records=[self.store.records[row] for row in rows],
-            size=torch.tensor([size for _, size in read], dtype=torch.float32),  # [B, 6]
+            size=torch.tensor([size for _, size in pictures], dtype=torch.float32),  # [B, 6]
             weight=(torch.arange(len(rows)) < real).float(),
             images=pixels.float().div_(127.5).sub_(1) if self.pictures == "images" else None,
             latents=pixels.float() if self.pictures == "latents" else None,
@@ -90,16 +116,8 @@ class ZarrDataSource:
             conditioning=conditioning,
         )
 
-    def _pictures(self, rows: list[int]) -> list[tuple[Tensor, tuple[int, ...]]]:
-        """Return each row's uint8 pixels or stored latents, with its row of `Batch.size`."""
-        known = self._kept_pictures if self.cache else {}
-        new = [row for row in dict.fromkeys(rows) if row not in known]
-        read = self._read_images if self.pictures == "images" else self._read_latents
-        known |= zip(new, read(new), strict=True)
-        return [known[row] for row in rows]
-
-    def _read_images(self, rows: list[int]) -> list[tuple[Tensor, tuple[int, ...]]]:
-        read = list[tuple[Tensor, tuple[int, ...]]]()
+    def _read_images(self, rows: list[int]) -> list[_Picture]:
+        read = list[_Picture]()
         for row, data in zip(rows, self.store.images(rows), strict=True):
             record = self.store.records[row]
             picture = decode(data, where=f"sample '{record.id}' in {self.store.path}")
@@ -107,8 +125,8 @@ class ZarrDataSource:
             read.append((torch.from_numpy(pixels), (*record.size, *crop, self.resolution, self.resolution)))
         return read
 
-    def _read_latents(self, rows: list[int]) -> list[tuple[Tensor, tuple[int, ...]]]:
-        latents = self.store.latents(rows).unbind() if rows else ()
+    def _read_latents(self, rows: list[int]) -> list[_Picture]:
+        latents = self.store.latents(rows)
         return [(each, tuple(self.store.sizes[row].tolist())) for row, each in zip(rows, latents, strict=True)]
 
     def _captions(self, rows: list[int], keys: list[str]) -> list[str]:
@@ -122,17 +140,18 @@ class ZarrDataSource:
                     f"{self.store.path} has no conditioning '{key}' for sample '{self.store.records[row].id}'; "
                     "precompute it again with every caption and the empty one"
                 )
-        return self.store.conditioning([self.store.text_rows[row][key] for row, key in zip(rows, keys, strict=True)])
+        texts = self._texts([self.store.text_rows[row][key] for row, key in zip(rows, keys, strict=True)])
+        biases = [text.key_bias for text in texts if text.key_bias is not None]
+        return Conditioning(
+            tokens=torch.cat([text.tokens for text in texts]).float(),
+            pooled=torch.cat([text.pooled for text in texts]).float(),
+            key_bias=torch.cat(biases).float() if biases else None,
+        )
 
     def _require_stored(self) -> None:
-        for wanted, column in (
-            (self.pictures, {"images": "image"}.get(self.pictures, "latents")),
-            (self.text, "texts"),
-        ):
-            if wanted != "captions" and column not in self.store.samples:
-                there = {"image": "images", "latents": "latents", "texts": "conditioning"}
-                has = ", ".join(name for column, name in there.items() if column in self.store.samples)
-                raise DataError(f"{self.store.path} has no {wanted}; it has captions, {has}")
+        for wanted in (self.pictures, self.text):
+            if wanted not in self.store.holds:
+                raise DataError(f"{self.store.path} has no {wanted}; it has {', '.join(sorted(self.store.holds))}")
 
 
 def _kept(store: Store, filters: Sequence[tuple[str, SampleFilter]]) -> list[int]:

@@ -28,7 +28,7 @@ _NO_ROOM = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "a file grew too large",
 }
-_NOT_ALLOWED = (errno.EROFS, errno.EACCES)
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG)
 
 
 class ZarrStoreWriter:
@@ -55,7 +55,7 @@ class ZarrStoreWriter:
             finally:
                 shutil.rmtree(folder)
         except OSError as error:
-            if error.errno not in (*_NO_ROOM, *_NOT_ALLOWED):
+            if error.errno not in (*_NO_ROOM, *_NO_PLACE):
                 raise
             why = _NO_ROOM.get(error.errno, str(error))
             raise RunError(f"the store {self.path} could not be written: {why}; nothing was left behind") from error
