@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from kolors_kernel.component import BuildContext, ComponentConfig
 from kolors_kernel.kinds import AttentionConfig, GEGLUConfig, GroupNormSiLUConfig
 
@@ -39,7 +41,7 @@ class AttentionAuto(AttentionConfig):
     """Attention by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: tuple[AttentionConfig, ...] = (AttentionSDPA(),)
+    prefer: list[AttentionConfig] = Field(default=[AttentionSDPA()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.Attention:
@@ -77,7 +79,7 @@ class GroupNormSiLUAuto(GroupNormSiLUConfig):
     """Group norm and SiLU by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: tuple[GroupNormSiLUConfig, ...] = (GroupNormSiLUTorch(),)
+    prefer: list[GroupNormSiLUConfig] = Field(default=[GroupNormSiLUTorch()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.GroupNormSiLU:
@@ -115,7 +117,7 @@ class GEGLUAuto(GEGLUConfig):
     """GEGLU by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: tuple[GEGLUConfig, ...] = (GEGLUTorch(),)
+    prefer: list[GEGLUConfig] = Field(default=[GEGLUTorch()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.GEGLU:

@@ -129,7 +129,7 @@ def test_every_auto_is_the_same_after_being_written_and_read(kind: type[Any]) ->
 
 
 def test_the_defaults_prefer_what_torch_fuses() -> None:
-    assert AttentionAuto().prefer == (AttentionSDPA(),)
+    assert AttentionAuto().prefer == [AttentionSDPA()]
     assert [c.type for c in GroupNormSiLUAuto().prefer] == ["torch"]
     assert [c.type for c in GEGLUAuto().prefer] == ["torch"]
     assert AttentionReference() not in AttentionAuto().prefer

@@ -26,11 +26,12 @@ class TorchGroupNormSiLU:
 
     def refuses(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str | None:
         """Say why this call cannot run here: parameters of a dtype torch does not mix with x's; or return None."""
+        if weight.dtype == bias.dtype == x.dtype:
+            return None
         half_on_cpu = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-        fits = {x.dtype, torch.float32} if half_on_cpu else {x.dtype}
-        if weight.dtype != bias.dtype or weight.dtype not in fits:
-            return f"weight and bias are {weight.dtype} and {bias.dtype}, which torch does not mix with x of {x.dtype}"
-        return None
+        if half_on_cpu and weight.dtype == bias.dtype == torch.float32:
+            return None
+        return f"weight and bias are {weight.dtype} and {bias.dtype}, which torch does not mix with x of {x.dtype}"
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -1,0 +1,91 @@
+"""The shapes a forward of the SDXL U-Net gives to its ops, counted by walking its levels (2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+GROUPS = 32
+
+
+@dataclass(frozen=True)
+class UNetShape:
+    """A U-Net and what it is fed: channels and transformer blocks per level, side of the latents, a batch for guidance.
+
+    As in SDXL: two resnets per level going down, two in the middle, three going up; a transformer after each of
+    them but one in the middle, where the level has any.
+    """
+
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    head_width: int
+    side: int
+    text_tokens: int
+    batch: int = 2
+
+    def attention(self) -> Counter[tuple[int, int, int, int, int]]:
+        """Return (B, A, N, L, E) of every attention and how often it is called: self and cross."""
+        found: Counter[tuple[int, int, int, int, int]] = Counter()
+        for width, tokens, times in self._transformer_blocks():
+            for keys in (tokens, self.text_tokens):
+                found[self.batch, width // self.head_width, tokens, keys, self.head_width] += times
+        return found
+
+    def geglu(self) -> Counter[tuple[int, int, int]]:
+        """Return (B, N, 2F) of every GEGLU's input and how often it is called; F is four times the width."""
+        found: Counter[tuple[int, int, int]] = Counter()
+        for width, tokens, times in self._transformer_blocks():
+            found[self.batch, tokens, 8 * width] += times
+        return found
+
+    def group_norm_silu(self) -> Counter[tuple[int, int, int, int]]:
+        """Return (B, C, h, w) of every group norm that a SiLU follows and how often it is called.
+
+        They are two in each resnet and one before the last convolution.
+        """
+        found: Counter[tuple[int, int, int, int]] = Counter()
+        last = len(self.channels) - 1
+
+        def resnet(into: int, out: int, level: int) -> None:
+            for width in (into, out):
+                found[self.batch, width, self.side >> level, self.side >> level] += 1
+
+        now = self.channels[0]
+        skips = [now]
+        for level, width in enumerate(self.channels):
+            for _ in range(2):
+                resnet(now, width, level)
+                now = width
+                skips.append(now)
+            if level < last:
+                skips.append(now)  # the downsampler's output
+        for _ in range(2):
+            resnet(now, now, last)
+        for level, width in reversed(list(enumerate(self.channels))):
+            for _ in range(3):
+                resnet(now + skips.pop(), width, level)
+                now = width
+        found[self.batch, now, self.side, self.side] += 1
+        return found
+
+    def _transformer_blocks(self) -> list[tuple[int, int, int]]:
+        """Return (width, tokens, blocks in a forward) of each level that has transformers."""
+        last = len(self.channels) - 1
+        return [
+            (width, (self.side >> level) ** 2, depth * (6 if level == last else 5))
+            for level, (width, depth) in enumerate(zip(self.channels, self.blocks, strict=True))
+            if depth
+        ]
+
+
+def _kolors(side: int) -> UNetShape:
+    return UNetShape((320, 640, 1280), (0, 2, 10), head_width=64, side=side, text_tokens=256)
+
+
+UNETS = {
+    "tiny": UNetShape((32, 64, 96), (0, 1, 1), head_width=16, side=8, text_tokens=13),
+    "small": UNetShape((64, 128, 256), (1, 2, 4), head_width=64, side=32, text_tokens=256),
+    "kolors_512": _kolors(64),
+    "kolors_1024": _kolors(128),
+}
+"""What a bench can be asked for: Kolors' own at two picture sizes, and smaller ones of the same build."""
