@@ -90,11 +90,15 @@ def write_state(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, 
 
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    _write(folder / f"{stem}.safetensors", lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-    _write(folder / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_file(folder / f"{stem}.safetensors", lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    write_file(folder / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _write(target: Path, fill: Callable[[Path], object]) -> None:
+def write_file(target: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write a temporary file beside `target`, then put it in its place: all of it or nothing.
+
+    Raises RunError naming the file when the disk is full or not writable; what was there before stays.
+    """
     from safetensors import SafetensorError
 
     temporary: Path | None = None
@@ -127,6 +131,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     import pickle
+    import struct
 
     import torch
 
@@ -136,7 +141,8 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{file} is damaged or holds more than tensors, perhaps code, and is refused; save it as safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    # A damaged pickle fails wherever its reader happens to notice; a list of what random damage was seen to raise.
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, struct.error) as error:
         raise WeightsError(f"{file} is not a complete file of weights: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise WeightsError(f"{file} should be a mapping from names to tensors and nothing else")

@@ -98,6 +98,12 @@ class SDXLVAEAutoencoder:
         return picture / total
 
 
+def random_vae(architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU, device: str) -> VAE:
+    """Return a VAE with torch's own random weights, float32, made on the device."""
+    with torch.device(device):
+        return VAE(architecture, attention=attention, op=op)
+
+
 def load_vae(folder: Path, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU) -> VAE:
     """Return the VAE with the weights in `folder`, on the CPU in the dtype they are stored in."""
     file = find_weights(folder, STEM)

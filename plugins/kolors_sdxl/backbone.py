@@ -48,6 +48,12 @@ class SDXLUNetBackbone:
         write_state(folder, self.module.state_dict(), unet_to_layout(self.shape), stem=STEM)
 
 
+def random_unet(shape: UNetShape, ops: Ops, *, device: str) -> UNet:
+    """Return a U-Net with torch's own random weights, float32, made on the device."""
+    with torch.device(device):
+        return UNet(shape, ops)
+
+
 def load_unet(folder: Path, shape: UNetShape, ops: Ops) -> UNet:
     """Return the U-Net with the weights in `folder`, on the CPU in the dtype they are stored in."""
     file = find_weights(folder, STEM)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import GEGLU, Attention, GroupNormSiLU
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def run_plainly(layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
@@ -40,6 +43,11 @@ class Ops:
     group_norm_silu: GroupNormSiLU
     geglu: GEGLU
     run: Callable[..., Tensor] = run_plainly
+
+
+def place(module: M, *, device: str, dtype: str) -> M:
+    """Return the module moved to a device, its weights in the dtype of this name."""
+    return module.to(device=device, dtype=getattr(torch, dtype))
 
 
 class ResnetBlock(nn.Module):

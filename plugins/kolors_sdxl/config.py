@@ -27,7 +27,7 @@ class SDXLUNet(BackboneConfig):
     path: ExistingPath | None = None
     """A folder with config.json and the weights in the released layout; none: random weights."""
     architecture: UNetArchitecture | None = None
-    """The inside of a net with random weights; none: the released one. The inputs get their widths from the other parts."""
+    """The inside of a net with random weights; none: the released one. Other parts say how wide the inputs are."""
     predicts: Literal["epsilon", "v"] = "epsilon"
     """What the net was, or is to be, trained to predict; the released file does not say."""
     context_projection: Literal["weights", "new"] = "weights"
@@ -88,11 +88,8 @@ class SDXLUNet(BackboneConfig):
 
     def build(self, ctx: BuildContext, *, conditioning: ConditioningSpec, latents: LatentSpec) -> SDXLUNetBackbone:
         """Make the backbone for inputs of these shapes. Raises WeightsError when its weights are of other shapes."""
-        import torch
-
-        from kolors_sdxl.backbone import SDXLUNetBackbone, load_unet, load_unet_for_new_text
-        from kolors_sdxl.blocks import Ops, run_checkpointed, run_plainly
-        from kolors_sdxl.unet import UNet
+        from kolors_sdxl.backbone import SDXLUNetBackbone, load_unet, load_unet_for_new_text, random_unet
+        from kolors_sdxl.blocks import Ops, place, run_checkpointed, run_plainly
 
         problem = self.misfit(conditioning, latents)
         if problem is not None:
@@ -101,16 +98,13 @@ class SDXLUNet(BackboneConfig):
         run = run_checkpointed if self.gradient_checkpointing else run_plainly
         ops = Ops(self.attention.build(ctx), self.group_norm_silu.build(ctx), self.geglu.build(ctx), run)
         if self.path is None:
-            with torch.device(ctx.device):
-                module = UNet(shape, ops)
+            module = random_unet(shape, ops, device=ctx.device)
         elif self.context_projection == "new":
             widths = {"context": conditioning.width, "pooled": conditioning.pooled}
             module, shape = load_unet_for_new_text(self.path, shape, ops, **widths)
         else:
             module = load_unet(self.path, shape, ops)
-        return SDXLUNetBackbone(
-            module.to(device=ctx.device, dtype=getattr(torch, ctx.dtype)), shape, predicts=self.predicts
-        )
+        return SDXLUNetBackbone(place(module, device=ctx.device, dtype=ctx.dtype), shape, predicts=self.predicts)
 
     def _shape(self, conditioning: ConditioningSpec, latents: LatentSpec) -> UNetShape:
         """Return the net's shape: what its file says, or made for these inputs."""
@@ -160,10 +154,8 @@ class SDXLVAE(AutoencoderConfig):
 
     def build(self, ctx: BuildContext) -> SDXLVAEAutoencoder:
         """Make the autoencoder. Raises WeightsError when its weights are damaged, ValueError for a bad `tile`."""
-        import torch
-
-        from kolors_sdxl.autoencoder import SDXLVAEAutoencoder, load_vae
-        from kolors_sdxl.vae import VAE
+        from kolors_sdxl.autoencoder import SDXLVAEAutoencoder, load_vae, random_vae
+        from kolors_sdxl.blocks import place
 
         architecture = self._architecture()
         if self.tile is not None and (self.tile % architecture.downscale or self.tile < 4 * architecture.downscale):
@@ -173,13 +165,11 @@ class SDXLVAE(AutoencoderConfig):
             )
         attention, op = self.attention.build(ctx), self.group_norm_silu.build(ctx)
         if self.path is None:
-            with torch.device(ctx.device):
-                module = VAE(architecture, attention=attention, op=op)
+            module = random_vae(architecture, attention=attention, op=op, device=ctx.device)
         else:
             module = load_vae(self.path, architecture, attention=attention, op=op)
         dtype = "float32" if architecture.force_upcast and ctx.dtype == "float16" else ctx.dtype
-        module = module.to(device=ctx.device, dtype=getattr(torch, dtype))
-        return SDXLVAEAutoencoder(module, architecture, tile=self.tile)
+        return SDXLVAEAutoencoder(place(module, device=ctx.device, dtype=dtype), architecture, tile=self.tile)
 
     def _architecture(self) -> VAEArchitecture:
         if self.path is not None:
