@@ -124,7 +124,9 @@ _WORDS = {"NoneType": "None", "Ellipsis": "..."}
 def _shown_type(annotation: Any) -> str:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         name = annotation.__name__
-        return f"a {annotation.kind}" if issubclass(annotation, ComponentConfig) else _WORDS.get(name, name)
+        if not issubclass(annotation, ComponentConfig):
+            return _WORDS.get(name, name)
+        return f"{'an' if annotation.kind[0] in 'aeiou' else 'a'} {annotation.kind}"
     parts = [
         _shown_type(each) if isinstance(each, type) or get_origin(each) else _WORDS.get(str(each), repr(each))
         for each in get_args(annotation)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
 
 from kolors_kernel import cli, protocols
-from kolors_kernel.component import ComponentConfig, is_kind
+from kolors_kernel.component import ComponentConfig, is_kind, type_name
 from kolors_kernel.errors import PluginError
 from kolors_kernel.registry import Registry, discover
 
@@ -64,7 +65,7 @@ def _page(kind: str, components: Mapping[str, type[ComponentConfig]]) -> str:
     declared = _kind_class(next(iter(components.values())))
     parts = [GENERATED, f"# {kind}", "", inspect.getdoc(declared) or "", "", *_promises(declared)]
     for name, cls in sorted(components.items()):
-        parts += [f"## {kind} `{name}`", "", inspect.getdoc(cls) or "", "", *_settings(kind, name)]
+        parts += [f"## {kind} `{name}`", "", inspect.getdoc(cls) or "", "", *_settings(cls)]
     return "\n".join(parts)
 
 
@@ -87,12 +88,15 @@ def _promises(declared: type[ComponentConfig]) -> list[str]:
     return [*lines[:-1], "```", ""]
 
 
-def _settings(kind: str, name: str) -> list[str]:
+def _settings(cls: type[ComponentConfig]) -> list[str]:
+    """Return what `kolors describe` prints, paths inside the plugin without the folder it is installed in."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = cli.main(["describe", kind, name])
-    assert code == 0, f"kolors describe {kind} {name} failed"
+        code = cli.main(["describe", cls.kind, type_name(cls)])
+    assert code == 0, f"kolors describe {cls.kind} {type_name(cls)} failed"
     text = printed.getvalue().partition("\nsettings:\n")[2].rstrip()
+    package = sys.modules[cls.__module__.partition(".")[0]]
+    text = text.replace(f"{Path(package.__path__[0]).parent}/", "")
     return ["```text", inspect.cleandoc(f"\n{text}"), "```", ""] if text else ["No settings.", ""]
 
 
