@@ -67,9 +67,10 @@ class Store:
     def conditioning(self, texts: Sequence[int]) -> list[Conditioning]:
         """Return the conditioning in these rows of the texts, a batch of one each, in the dtype it is stored in."""
         table = cast(Table, self.texts)
-        parts = {name: torch.from_numpy(table.read_arrays(name, texts)).split(1) for name in table.kinds}
-        biases: Sequence[Tensor | None] = parts.get("key_bias", [None] * len(texts))
-        return [Conditioning(*each) for each in zip(parts["tokens"], parts["pooled"], biases, strict=True)]
+        parts = {name: torch.from_numpy(table.read_arrays(name, texts)) for name in table.kinds}
+        tokens, pooled, bias = parts["tokens"], parts["pooled"], parts.get("key_bias")
+        rows = [slice(i, i + 1) for i in range(len(texts))]
+        return [Conditioning(tokens[row], pooled[row], None if bias is None else bias[row]) for row in rows]
 
     def _records(self, ids: list[str]) -> list[SampleRecord]:
         keys = [name.removeprefix(CAPTION) for name in self.samples.kinds if name.startswith(CAPTION)]

@@ -42,7 +42,8 @@ class ZarrDataSource:
     """Batches of the samples of a store that pass the filters, on the CPU in float32.
 
     Every sample counts once in each epoch. With `cache` everything read is kept in memory: 3 * resolution^2 bytes a
-    picture, latents and conditioning as they are stored. Raises DataError when the store lacks what is asked for or no sample is left.
+    picture, latents and conditioning as they are stored. Raises DataError when the store lacks what is asked for or
+    no sample is left.
     """
 
     def __init__(
