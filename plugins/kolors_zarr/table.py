@@ -104,7 +104,7 @@ class Table:
         for column in columns:
             array = self.arrays[column]
             shards = _shards(self.folder / column, array) if array is not None else []
-            missing = [i for i, shard in enumerate(shards) if not shard.is_file()]
+            missing = [i for i, shard in enumerate(shards) if _is_lost(shard)]
             if missing:
                 rows = [row for row in range(self.count) if self._shard_of(column, row) in missing]
                 span = f"{self.label(rows[0])} to {self.label(rows[-1])}" if rows else "no row"
@@ -141,7 +141,7 @@ class Table:
         array = self._open(name)
         assert array is not None
         for shard in _shards(self.folder / name, array):
-            if not shard.is_file():
+            if _is_lost(shard):
                 raise DataError(f"{self.folder.parent} is not whole: it lacks {shard}; restore or rebuild the store")
         try:
             values = np.asarray(array[:])
@@ -156,6 +156,11 @@ def _shards(folder: Path, array: zarr.Array[Any]) -> list[Path]:
     """Return the files of an array that is cut along its first axis only."""
     zeros = ["0"] * (array.ndim - 1)
     return [folder.joinpath("c", str(i), *zeros) for i in range(-(-array.shape[0] // _shard_rows(array)))]
+
+
+def _is_lost(shard: Path) -> bool:
+    """Tell whether zarr would read zeros for a shard: it is missing, or empty as an interrupted copy leaves it."""
+    return not shard.is_file() or shard.stat().st_size == 0
 
 
 def _shard_rows(array: zarr.Array[Any]) -> int:
