@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kolors_kernel.component import BuildContext, ComponentConfig, Settings
+from kolors_kernel.component import BuildContext, ComponentConfig
 from kolors_kernel.errors import Interrupted, KolorsError, RecipeError
 from kolors_kernel.kinds import RecipeConfig
 from kolors_kernel.recipe_file import load_recipe, parse_setting, write_recipe
@@ -26,23 +29,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
     except KolorsError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of a pipe has seen enough; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that is not writable
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("kolors", description="Kolors as a microkernel: recipes built from plugins.")
+    plain: dict[str, Any] = {"allow_abbrev": False}
+    parser = argparse.ArgumentParser(
+        "kolors", description="Kolors as a microkernel: recipes built from plugins.", **plain
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=summary, description=summary)
+        made = commands.add_parser(name, help=summary, description=summary, **plain)
         made.set_defaults(command=function)
         return made
 
@@ -95,53 +105,63 @@ def _describe(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     print(f"{options.kind} {options.type}, from plugin {registry.provided_by[options.kind, options.type]}\n")
-    print(f"{cls.__doc__}\n\nsettings:")
+    print(f"{inspect.cleandoc(cls.__doc__ or '')}\n\nsettings:")
     _print_settings(cls, "  ")
 
 
-def _print_settings(cls: type[Settings], indent: str) -> None:
+def _print_settings(cls: type[BaseModel], indent: str) -> None:
     for name, info in cls.model_fields.items():
         if name == "type" and issubclass(cls, ComponentConfig):
             continue
         default = "required" if info.is_required() else f"default {_shown_default(info)}"
-        print(f"{indent}{name}: {_shown_type(info.annotation)}, {default}")
+        print(f"{indent}{name}: {_shown_type(info.annotation, info.metadata)}, {default}")
         for line in (info.description or "").splitlines():
             print(f"{indent}    {line}")
         for inner in _plain_settings(info.annotation):
             _print_settings(inner, indent + "    ")
 
 
-def _plain_settings(annotation: Any) -> list[type[Settings]]:
+def _plain_settings(annotation: Any) -> list[type[BaseModel]]:
     """Return the settings classes inside an annotation that are not components, to be printed in place."""
-    inner = [each for argument in get_args(annotation) for each in _plain_settings(argument)]
-    is_plain = isinstance(annotation, type) and issubclass(annotation, Settings)
-    return [annotation, *inner] if is_plain and not issubclass(annotation, ComponentConfig) else inner
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [] if issubclass(annotation, ComponentConfig) else [annotation]
+    return [each for argument in get_args(annotation) for each in _plain_settings(argument)]
 
 
-_WORDS = {"NoneType": "None", "Ellipsis": "..."}
+_WORDS = {"NoneType": "null", "Ellipsis": "...", "str": "text", "Path": "path"}
+_LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "of at least"}
 
 
-def _shown_type(annotation: Any) -> str:
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        name = annotation.__name__
-        if not issubclass(annotation, ComponentConfig):
-            return _WORDS.get(name, name)
-        return f"{'an' if annotation.kind[0] in 'aeiou' else 'a'} {annotation.kind}"
-    parts = [
-        _shown_type(each) if isinstance(each, type) or get_origin(each) else _WORDS.get(str(each), repr(each))
-        for each in get_args(annotation)
-    ]
-    name = getattr(get_origin(annotation), "__name__", "")
-    return " | ".join(parts) if name in ("Literal", "Union", "UnionType") else f"{name}[{', '.join(parts)}]"
+def _shown_type(annotation: Any, notes: Sequence[Any] = ()) -> str:
+    """Return a type in a reader's words: what it is, and the limits and remarks beside it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _shown_type(arguments[0], [*arguments[1:], *notes])
+    if origin is None and isinstance(annotation, type) and issubclass(annotation, ComponentConfig):
+        shown = f"{'an' if annotation.kind[0] in 'aeiou' else 'a'} {annotation.kind}"
+    elif origin is None:
+        name = getattr(annotation, "__name__", str(annotation))
+        shown = _WORDS.get(name, name)
+    else:
+        name = getattr(origin, "__name__", str(origin))
+        parts = [repr(each) if name == "Literal" else _shown_type(each) for each in arguments]
+        shown = " | ".join(parts) if name in ("Literal", "Union", "UnionType") else f"{name}[{', '.join(parts)}]"
+    limits = [f"{sign} {getattr(note, at)}" for note in notes for at, sign in _LIMITS.items() if hasattr(note, at)]
+    remarks = [note for note in notes if isinstance(note, str)]
+    return " ".join([shown, *filter(None, [" and ".join(limits)]), *remarks])
 
 
 def _shown_default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
-    return json.dumps(value, default=lambda v: v.model_dump(mode="json") if isinstance(v, Settings) else str(v))
+    return json.dumps(value, ensure_ascii=False, default=_plainly)
+
+
+def _plainly(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
 
 
 def _summary(cls: type[ComponentConfig]) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
 
 
 def _load(options: argparse.Namespace) -> RecipeConfig:

@@ -54,9 +54,13 @@ class RecipePath(str):
         made.folder = folder
         return made
 
+    def __reduce__(self) -> tuple[type[RecipePath], tuple[str, Path]]:
+        return RecipePath, (str(self), self.folder)  # what copy and pickle make it anew from
+
 
 def _resolve(value: object) -> object:
-    return value.folder / Path(value).expanduser() if isinstance(value, RecipePath) else value
+    folder = value.folder if isinstance(value, RecipePath) else Path.cwd()
+    return folder / Path(value).expanduser() if isinstance(value, str | Path) else value
 
 
 def _must_exist(path: Path) -> Path:
@@ -66,9 +70,12 @@ def _must_exist(path: Path) -> Path:
 
 
 FilePath = Annotated[Path, BeforeValidator(_resolve)]
-"""A path: relative to the recipe file that says it, or to the working folder when it comes from elsewhere."""
-ExistingPath = Annotated[FilePath, AfterValidator(_must_exist)]
-"""A path that must exist when the recipe is checked."""
+"""A path: relative to the recipe file that says it, or to the working folder when it comes from elsewhere.
+
+It becomes absolute, so that the recipe a run writes down means the same place.
+"""
+ExistingPath = Annotated[FilePath, AfterValidator(_must_exist), "that exists"]
+"""A path that must exist when the recipe is checked; the text beside it is what `kolors describe` adds."""
 
 
 class Settings(BaseModel):
@@ -100,8 +107,17 @@ def _in_words(cls: type[BaseModel], line: ErrorDetails) -> InitErrorDetails:
         owner = cls.model_fields["type"].default if issubclass(cls, ComponentConfig) else cls.__name__.lower()
         hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(cls.model_fields)}"
         text = f"{owner} has no setting {line['loc'][0]!r}{hint}"
+    elif line["type"] == "missing":
+        text = "this setting is required"
+    elif line["type"] not in ("setting", "value_error") and isinstance(line["input"], str | int | float):
+        text = f"{text}; it is {_short(line['input'])}"
     kind = PydanticCustomError("setting", "{text}", {"text": text})
     return {"type": kind, "loc": line["loc"], "input": line["input"]}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class ComponentConfig(Settings):

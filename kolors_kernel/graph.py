@@ -63,8 +63,9 @@ class Graph:
     ) -> None:
         self.outputs = tuple(outputs)
         given, available = set(inputs), set(parts)
-        wanted, kept = set(self.outputs), list[Step]()
-        for each in reversed(list(steps)):
+        wanted, kept, listed = set(self.outputs), list[Step](), list(steps)
+        self._refuse_two_writers(listed)
+        for each in reversed(listed):
             fills = (set(each.writes) & wanted) - given
             if fills:
                 kept.append(each)
@@ -73,6 +74,15 @@ class Graph:
         self.inputs = tuple(sorted(wanted & given))
         self.needs = tuple(sorted(wanted & available - given))
         self._check(given | available)
+
+    @staticmethod
+    def _refuse_two_writers(steps: Sequence[Step]) -> None:
+        writers: dict[str, str] = {}
+        for each in steps:
+            for port in each.writes:
+                if port in writers:
+                    raise GraphError(f"{each.name} writes '{port}', which {writers[port]} already writes")
+                writers[port] = each.name
 
     def _check(self, present: set[str]) -> None:
         types: dict[str, tuple[str, str]] = {}  # port -> its type and who said so
@@ -85,7 +95,9 @@ class Graph:
                     raise GraphError(f"{each.name} wants '{port}' as {kind}, but {by} has it as {known}")
             for port, kind in each.writes.items():
                 if port in types:
-                    raise GraphError(f"{each.name} writes '{port}', which {types[port][1]} already read or wrote")
+                    raise GraphError(f"{each.name} writes '{port}', which {types[port][1]} already read")
+                if port in present:
+                    raise GraphError(f"{each.name} writes '{port}', which is given")
                 types[port] = (kind, each.name)
                 present.add(port)
         for port in self.outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ class Tree:
 
     data: Any
     marks: dict[Loc, str]
+    twice: list[str] = field(default_factory=list)  # what there is to say about keys that stand twice
 
     def mark(self, loc: Loc) -> str:
         """Return "file:line" of the nearest key at or above `loc`."""
@@ -44,14 +45,17 @@ def load_recipe(
     """
     registry = registry or discover()
     tree = _read_with_bases(_locate(str(name_or_path), registry), registry, ())
-    # A changed type drops its siblings, so types go first.
-    for key, value in sorted(settings.items(), key=lambda item: item[0].rpartition(".")[2] != "type"):
-        _set(tree, key, value)
+    # From the outside in, and a type before its siblings: what replaces a whole goes before what changes a part.
+    for key in sorted(settings, key=lambda key: (key.count("."), key.rpartition(".")[2] != "type")):
+        _set(tree, key, settings[key])
+    lines = list(tree.twice)
     try:
-        return RecipeConfig.model_validate(tree.data, context={"registry": registry})
+        recipe = RecipeConfig.model_validate(tree.data, context={"registry": registry})
     except ValidationError as error:
-        lines = [_line(tree, each["loc"], each["msg"]) for each in error.errors(include_url=False)]
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
+        lines += [_line(tree, each["loc"], each["msg"]) for each in error.errors(include_url=False)]
+    if lines:
+        raise RecipeError("\n".join(dict.fromkeys(lines)))
+    return recipe
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -59,10 +63,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(f"--set {text}: expected KEY=VALUE, as in stages.0.steps=10")
+    tree = Tree(None, {})
     try:
-        return key, _construct(yaml.compose(value, Loader=_Loader), Path.cwd(), f"--set {key}", (), {})
+        tree.data = _construct(yaml.compose(value, Loader=_Loader), Path.cwd(), f"--set {key}", (), tree)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: the value is not YAML: {_first_line(error)}") from None
+        raise RecipeError(f"--set {text}: the value is not YAML: {_problem(error)}") from None
+    if tree.twice:
+        raise RecipeError("\n".join(tree.twice))
+    return key, tree.data
 
 
 def write_recipe(recipe: RecipeConfig, path: Path) -> None:
@@ -89,9 +97,7 @@ def _locate(name: str, registry: Registry) -> Path:
 
 
 def _read_with_bases(path: Path, registry: Registry, above: tuple[Path, ...]) -> Tree:
-    if path in above:
-        raise RecipeError(f"base: goes in a circle: {' -> '.join(p.name for p in (*above, path))}")
-    tree = _read(path)
+    tree, chain = _read(path), (*above, path)
     base = tree.data.pop("base", None)
     if base is None:
         return tree
@@ -100,7 +106,13 @@ def _read_with_bases(path: Path, registry: Registry, above: tuple[Path, ...]) ->
         found = _locate(name, registry)
     except RecipeError as error:
         raise RecipeError(f"{tree.mark(('base',))}: base: {error}") from None
-    return merge(_read_with_bases(found, registry, (*above, path)), tree)
+    if found in chain:
+        circle = " -> ".join(p.name for p in (*chain[chain.index(found) :], found))
+        raise RecipeError(f"{tree.mark(('base',))}: base: goes in a circle: {circle}")
+    below = _read_with_bases(found, registry, chain)
+    merged = merge(below, tree)
+    merged.twice = below.twice + tree.twice
+    return merged
 
 
 def merge(base: Tree, over: Tree, at: Loc = ()) -> Tree:
@@ -136,34 +148,39 @@ class _Loader(yaml.SafeLoader):
 def _read(path: Path) -> Tree:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
-        marks: dict[Loc, str] = {}
-        data = _construct(root, path.parent, _shown(path), (), marks)
+        tree = Tree(None, {})
+        tree.data = _construct(root, path.parent, _shown(path), (), tree)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{_shown(path)}{line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{_shown(path)}: not a YAML text: {_first_line(error)}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{_shown(path)}: a recipe is a mapping of settings, this file holds {type(data).__name__}")
-    return Tree(data, marks)
+        raise RecipeError(f"{_shown(path)}: not a YAML text: {_problem(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"{_shown(path)}: nested too deeply to be a recipe") from None
+    if not isinstance(tree.data, dict):
+        held = "nothing" if tree.data is None else f"a {type(tree.data).__name__}"
+        raise RecipeError(f"{_shown(path)}: a recipe is a mapping of settings, this file holds {held}")
+    return tree
 
 
-def _construct(node: Any, folder: Path, file: str, at: Loc, marks: dict[Loc, str]) -> Any:
-    """Turn a YAML node into plain data, noting where each key stands. Raises RecipeError for duplicate keys."""
+def _construct(node: Any, folder: Path, file: str, at: Loc, tree: Tree) -> Any:
+    """Turn a YAML node into plain data, noting in `tree` where each key stands and which stand twice."""
     if node is None:
         return None
+    marks = tree.marks
     marks.setdefault(at, f"{file}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         made: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value), f"{file}:{key_node.start_mark.line + 1}"
             if key in made:
-                raise RecipeError(f"{line}: {_dotted((*at, key))}: this key stands twice; first at {marks[(*at, key)]}")
+                said = f"{line}: {_dotted((*at, key))}: this key stands twice; first at {marks[(*at, key)]}"
+                tree.twice.append(said)
             marks[(*at, key)] = line
-            made[key] = _construct(value_node, folder, file, (*at, key), marks)
+            made[key] = _construct(value_node, folder, file, (*at, key), tree)
         return made
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(item, folder, file, (*at, i), marks) for i, item in enumerate(node.value)]
+        return [_construct(item, folder, file, (*at, i), tree) for i, item in enumerate(node.value)]
     value = _scalar(node)
     return RecipePath(value, folder) if isinstance(value, str) else value
 
@@ -178,19 +195,23 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 def _set(tree: Tree, key: str, value: Any) -> None:
     """Lay one dotted setting on the tree; a `type` that changes drops the settings of the old one."""
-    *parents, last = (int(part) if part.isdigit() else part for part in key.split("."))
+    *parents, last = (int(part) if part.isdecimal() else part for part in key.split("."))
     here: Any = tree.data
     at: Loc = ()
     for part in parents:
         here, at = _step_into(here, part, key), (*at, part)
-    if isinstance(here, dict) and last == "type" and here.get("type") != value:
-        here.clear()
-    if isinstance(here, list):
-        _step_into(here, last, key)
-    elif not isinstance(here, dict):
-        raise RecipeError(f"--set {key}: '{_dotted(at)}' is {here!r}, it has no '{last}'")
+    if isinstance(here, dict):
+        if last == "type" and here.get("type") != value:
+            here.clear()
+            _mark_anew(tree, at)
+        last = str(last)
+    _step_into(here, last, key)
     here[last] = value
-    tree.marks[(*at, last)] = "--set"
+    _mark_anew(tree, (*at, last))
+
+
+def _mark_anew(tree: Tree, at: Loc) -> None:
+    tree.marks = {loc: mark for loc, mark in tree.marks.items() if loc[: len(at)] != at} | {at: "--set"}
 
 
 def _step_into(here: Any, part: str | int, key: str) -> Any:
@@ -219,5 +240,6 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _problem(error: Exception) -> str:
+    """Return what is wrong in one line, without the name of the parser's state."""
+    return str(getattr(error, "problem", None) or str(error).splitlines()[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -89,22 +90,31 @@ def discover() -> Registry:
 
 
 def assemble(
-    found: Iterable[EntryPoint], *, disabled: Iterable[str] = (), foreign: Mapping[str, Plugin] = MappingProxyType({})
+    found: Iterable[EntryPoint],
+    *,
+    disabled: Set[str] = frozenset(),
+    foreign: Mapping[str, Plugin] = MappingProxyType({}),
 ) -> Registry:
-    """Build a registry from entry points; `foreign` are listed as they are and never imported."""
-    plugins = dict(foreign)
+    """Build a registry from entry points; `foreign` are listed as they are and never imported.
+
+    So are the names in `disabled`, installed or not: a mistyped one is to be seen.
+    """
+    absent = f"named in {DISABLE}, but not installed"
+    plugins = {**{name: Plugin(name, "-", "-", absent) for name in sorted(disabled)}, **foreign}
+    seen: set[str] = set()
     components: dict[tuple[str, str], type[ComponentConfig]] = {}
     provided_by: dict[tuple[str, str], str] = {}
     folders: list[Traversable] = []
     for entry in sorted(found, key=lambda e: e.name):
         distribution = entry.dist.name if entry.dist else "?"
         plugin = Plugin(entry.name, entry.value, distribution)
-        if entry.name in plugins and plugins[entry.name].problem is None:
+        if entry.name in seen:
             raise PluginError(
                 f"two plugins are called '{entry.name}': {plugins[entry.name].distribution} and {distribution}; "
                 "uninstall one"
             )
-        if entry.name in set(disabled):
+        seen.add(entry.name)
+        if entry.name in disabled:
             plugins[entry.name] = Plugin(entry.name, entry.value, distribution, f"disabled by {DISABLE}")
             continue
         try:
@@ -134,8 +144,12 @@ def _ask(entry: EntryPoint) -> tuple[list[type[ComponentConfig]], list[Traversab
     manager.check_pending()  # a hook we do not know is a typo
     classes = [cls for found in manager.hook.kolors_components() for cls in cast(Iterable[Any], found)]
     for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, ComponentConfig)) or is_kind(cls):
-            raise PluginError(f"kolors_components gave {cls!r}, which is not a component's config class with a type")
+        if not (isinstance(cls, type) and issubclass(cls, ComponentConfig)) or is_kind(cls) or not hasattr(cls, "kind"):
+            raise PluginError(
+                f"kolors_components gave {cls!r}, which is not a component's config class: it needs a kind and a type"
+            )
+        if inspect.isabstract(cls):
+            raise PluginError(f"{cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     return classes, [folder for found in manager.hook.kolors_recipes() for folder in found]
 
 
