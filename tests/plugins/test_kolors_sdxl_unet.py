@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from kolors_sdxl.architecture import UNetArchitecture, UNetShape
+from kolors_sdxl.architecture import UNetArchitecture, UNetShape, unet_from_layout, unet_to_layout
 from kolors_sdxl.backbone import SDXLUNetBackbone
 from kolors_sdxl.blocks import Ops
 from kolors_sdxl.config import SDXLUNet
@@ -309,3 +309,37 @@ def test_refuses_architectures_that_cannot_be(changes: dict[str, Any], said: str
 def test_refuses_two_sources_of_the_architecture(released: Path) -> None:
     with pytest.raises(ValueError, match=r"both given"):
         SDXLUNet(path=released, architecture=UNetArchitecture())
+
+
+def test_reads_the_released_description_as_its_default(tmp_path: Path) -> None:
+    released = {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": "0.27.0.dev0",
+        "act_fn": "silu",
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "attention_head_dim": [5, 10, 20],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "encoder_hid_dim": 4096,
+        "encoder_hid_dim_type": "text_proj",
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "projection_class_embeddings_input_dim": 5632,
+        "sample_size": 128,
+        "transformer_layers_per_block": [1, 2, 10],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+    }
+    shape = unet_from_layout(released, where=tmp_path)
+    assert shape == UNetShape(UNetArchitecture(), context_width=4096, pooled_width=4096, channels=4, out_channels=4)
+    written = unet_to_layout(shape)
+    assert {key: written[key] for key in released if key[0] != "_"} == {k: released[k] for k in released if k[0] != "_"}
+    for absent in ("use_linear_projection", "projection_class_embeddings_input_dim"):
+        with pytest.raises(WeightsError, match=absent):
+            unet_from_layout({key: released[key] for key in released if key != absent}, where=tmp_path)
