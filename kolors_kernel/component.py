@@ -60,7 +60,9 @@ class RecipePath(str):
 
 def _resolve(value: object) -> object:
     folder = value.folder if isinstance(value, RecipePath) else Path.cwd()
-    return folder / Path(value).expanduser() if isinstance(value, str | Path) else value
+    if not isinstance(value, str | Path):
+        return value
+    return str(folder / Path(value).expanduser())  # as text: reading from JSON, pydantic takes no Path for a path
 
 
 def _must_exist(path: Path) -> Path:
