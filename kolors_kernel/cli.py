@@ -79,7 +79,7 @@ def _plugins(options: argparse.Namespace) -> None:
     registry = discover()
     for plugin in registry.plugins.values():
         provided = sum(by == plugin.name for by in registry.provided_by.values())
-        state = f"not in use: {plugin.problem}" if plugin.problem else f"{provided} components"
+        state = f"not in use: {plugin.problem}" if plugin.problem else f"{provided} component{'s' * (provided != 1)}"
         print(f"{plugin.name:<20} {plugin.module:<24} {plugin.distribution:<20} {state}")
 
 

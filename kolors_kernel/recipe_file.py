@@ -228,7 +228,7 @@ def _step_into(here: Any, part: str | int, key: str) -> Any:
 
 def _line(tree: Tree, loc: Loc, message: str) -> str:
     where = f"{_dotted(loc)}: " if loc else ""
-    return f"{tree.mark(loc)}: {where}{message}"
+    return f"{tree.mark(loc)}: {where}{message.removeprefix('Value error, ')}"
 
 
 def _dotted(loc: Loc) -> str:
