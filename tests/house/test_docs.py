@@ -65,7 +65,7 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     assert not [target for target in inside if not ((ROOT / page).parent / target).exists()]
 
 
-@pytest.mark.parametrize(("page", "text"), every("yaml"), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("page", "text"), every("yaml"), ids=lambda value: value if value.endswith(".md") else "recipe")
 def test_every_recipe_in_the_docs_is_valid(page: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     load_recipe(tmp_path / "recipe.yaml")
@@ -113,6 +113,17 @@ def test_the_code_that_the_paper_is_mapped_to_exists(name: str) -> None:
     assert module.is_file(), f"there is no {name}"
     body = ast.parse(module.read_text(encoding="utf-8")).body
     assert path.name in {n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+
+
+def test_the_plugin_shown_is_as_short_as_the_readme_says() -> None:
+    tree = ast.parse((ROOT / "examples/kolors-hello/kolors_hello.py").read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom | ast.If)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    lines = [line for line in ast.unparse(tree).splitlines() if line.strip()]
+    assert len(lines) <= 25
+    assert "25 lines" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_decision_states_context_choice_and_price_in_a_page() -> None:
