@@ -48,7 +48,7 @@ class HelloEncoder:
             if len(prompt) > 64:
                 warnings.warn(f"read 64 of {len(prompt)} characters: {prompt[:20]}...", stacklevel=2)
         codes = [ord(character) % 4096 for prompt in prompts for character in prompt[:64].ljust(64)]
-        tokens = self.table[codes].unflatten(0, (len(prompts), 64))
+        tokens = self.table[codes].view(len(prompts), 64, self.table.shape[1])
         return Conditioning(tokens, tokens.mean(dim=1))
 
 
