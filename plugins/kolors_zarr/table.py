@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from zlib import crc32
@@ -16,6 +17,8 @@ from kolors_zarr.table_writer import Array, Value
 
 UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, IndexError, TypeError)
 """What zarr raises, by kind of damage: checksum, decompression, file, metadata."""
+SMALL_BYTES = 256 * 1024 * 1024
+"""A column up to this size is read at once and kept: finding one sample takes zarr longer than reading a megabyte."""
 
 
 class Table:
@@ -35,6 +38,7 @@ class Table:
             raise DataError(f"{folder}/zarr.json is damaged: {error!r}; restore or rebuild the store") from error
         self.ragged = [name for name, kind in self.kinds.items() if kind == "bytes"]
         self.arrays = {name: self._open(name) for name in self.kinds}
+        self.loaded: dict[str, zarr.Array[Any] | Array] = {}
         self.checksums = self._index(CHECKSUMS, self.count)
         self.offsets = self._index(OFFSETS, self.count + 1).astype(np.int64) if self.ragged else None
 
@@ -78,17 +82,26 @@ class Table:
         return values
 
     def _slice(self, column: str, start: int, stop: int) -> list[Value]:
-        array = self.arrays[column]
         if self.kinds[column] == "array":
-            assert array is not None
-            return list(np.ascontiguousarray(array[start:stop]))
+            return list(np.ascontiguousarray(self._load(column)[start:stop]))
         assert self.offsets is not None
         ends = self.offsets[start : stop + 1, self.ragged.index(column)]
         first, last = int(ends[0]), int(ends[-1])
-        if array is None or last == first:
+        if self.arrays[column] is None or last == first:
             return [b""] * (stop - start)
-        data = np.asarray(array[first:last]).tobytes()
+        data = np.asarray(self._load(column)[first:last]).tobytes()
         return [data[a - first : b - first] for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+
+    def _load(self, column: str) -> zarr.Array[Any] | Array:
+        """Return a column to slice: in memory if it is small and whole, else where it lies."""
+        if column not in self.loaded:
+            array = self.arrays[column]
+            assert array is not None
+            self.loaded[column] = array
+            if array.nbytes <= SMALL_BYTES:
+                with suppress(*UNREADABLE):  # reading it row by row then finds what is damaged
+                    self.loaded[column] = np.asarray(array[:])
+        return self.loaded[column]
 
     def _refuse(self, column: str, damaged: Mapping[int, str]) -> None:
         named = [f"{self.label(row)} ({why})" for row, why in sorted(damaged.items())[:5]]

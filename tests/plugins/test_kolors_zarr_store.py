@@ -14,7 +14,7 @@ import torch
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_zarr import layout
+from kolors_zarr import layout, table, table_writer
 from kolors_zarr.config import ZarrSink
 from kolors_zarr.reader import Store
 from kolors_zarr.tiny import temporary_path
@@ -72,10 +72,9 @@ def read_everything(path: Path) -> list[object]:
 
 
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kolors_zarr import table_writer
-
     monkeypatch.setattr(table_writer, "CHUNK_BYTES", 256)
     monkeypatch.setattr(table_writer, "SHARD_BYTES", 1024)
+    monkeypatch.setattr(table, "SMALL_BYTES", 2048)
 
 
 def test_a_full_sample_comes_back_as_it_was(tmp_path: Path) -> None:
