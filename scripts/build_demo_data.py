@@ -13,10 +13,11 @@ import base64
 import hashlib
 import io
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,11 @@ def samples(concepts: list[Concept], files: Mapping[str, Mapping[str, bytes]]) -
             yield Sample(SampleRecord(f"{concept.hexcode}/{style}", (SIDE, SIDE), each, tags), encode(picture))
 
 
+def clauses(texts: Iterable[str]) -> list[str]:
+    """Return each clause of the texts once, so that a tokenizer spends its pieces on words, not on whole sentences."""
+    return sorted({clause.strip() for text in texts for clause in re.split("(?<=[,.，。])", text)} - {""})
+
+
 def write_sheet(path: Path, concepts: list[Concept], files: Mapping[str, Mapping[str, bytes]]) -> None:
     """Write a picture of a few concepts, a column each, in every style, a row each."""
     chosen = [concept for concept in concepts if concept.names["en"] in SHEET]
@@ -264,8 +270,8 @@ def main() -> None:
     count = ZarrSink(path=given.out).build(BuildContext()).write(made)
     print(f"{given.out}: {count} pictures of {len(concepts)} concepts")
     if given.tokenizer:
-        texts = [text for sample in made for _, text in sorted(sample.record.captions.items())]
-        train_tokenizer(texts, given.tokenizer, pieces=PIECES)
+        texts = (text for sample in made for text in sample.record.captions.values())
+        train_tokenizer(clauses(texts), given.tokenizer, pieces=PIECES)
     if given.sheet:
         write_sheet(given.sheet, concepts, files)
 
