@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -65,7 +66,9 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     assert not [target for target in inside if not ((ROOT / page).parent / target).exists()]
 
 
-@pytest.mark.parametrize(("page", "text"), every("yaml"), ids=lambda value: value if value.endswith(".md") else "recipe")
+@pytest.mark.parametrize(
+    ("page", "text"), every("yaml"), ids=lambda value: value if value.endswith(".md") else "recipe"
+)
 def test_every_recipe_in_the_docs_is_valid(page: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     load_recipe(tmp_path / "recipe.yaml")
@@ -89,7 +92,8 @@ def test_every_command_in_the_docs_exists() -> None:
 def test_the_python_page_runs_as_it_stands(tmp_path: Path) -> None:
     code = "\n".join(["from __future__ import annotations", *fenced("docs/python-api.md", "python")])
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
