@@ -6,6 +6,6 @@ from kolors_kernel import hookimpl
 @hookimpl
 def kolors_components():  # type: ignore[no-untyped-def]
     """Return the recipes and the observers."""
-    from kolors_recipes import config, observers_config
+    from kolors_recipes import config, observers_config, training_config
 
-    return [*config.COMPONENTS, *observers_config.COMPONENTS]
+    return [*config.COMPONENTS, *training_config.COMPONENTS, *observers_config.COMPONENTS]

@@ -1,13 +1,13 @@
-"""What the recipes can say; the jobs they build are in the modules of the same names."""
+"""What the recipes that draw and store can say; the jobs they build are in the modules of the same names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from kolors_kernel.component import BuildContext, Settings
+from kolors_kernel.component import BuildContext
 from kolors_kernel.kinds import (
     AdapterConfig,
     AutoencoderConfig,
@@ -17,7 +17,6 @@ from kolors_kernel.kinds import (
     GuidanceConfig,
     MetricConfig,
     NoiseScheduleConfig,
-    ObserverConfig,
     PromptSetConfig,
     RecipeConfig,
     SolverConfig,
@@ -130,143 +129,6 @@ class Evaluate(DrawingRecipe):
         return EvaluateJob.assemble(self, ctx)
 
 
-class Optimizer(Settings):
-    """AdamW and its learning rate."""
-
-    learning_rate: PositiveFloat = 1e-4
-    """The rate after warm-up."""
-    warmup: NonNegativeInt = 0
-    """Steps over which the rate rises linearly from 0."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """What the rate does after warm-up: stay, or fall to a hundredth at the stage's last step."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay."""
-    clip: PositiveFloat = 1.0
-    """Largest norm of the gradient over all trained parameters."""
-
-
-class Phase(Settings):
-    """What every stretch of training shares."""
-
-    name: str
-    """What it is called in logs and checkpoints."""
-    data: DataSourceConfig
-    """Where the samples come from."""
-    steps: PositiveInt
-    """Optimiser steps."""
-    optimizer: Optimizer = Optimizer()
-    """How the weights move; its state starts fresh in every stage."""
-    autocast: Literal["off", "bfloat16"] = "off"
-    """Whether matrix products and convolutions run in bfloat16."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what is saved and drawn with; 0: none."""
-
-
-class Samples(Settings):
-    """Pictures drawn in the course of training, with the averaged weights."""
-
-    prompts: list[str] = Field(min_length=1)
-    """One picture each."""
-    every: PositiveInt
-    """Optimiser steps between two grids."""
-    height: int = Pixels
-    """Pixels."""
-    width: int = Pixels
-    """Pixels."""
-    solver: SolverConfig = by_type("euler")  # type: ignore[assignment]
-    """Carries noise to latents."""
-    guidance: GuidanceConfig = by_type("classifier_free")  # type: ignore[assignment]
-    """Steers towards the prompt."""
-
-
-class Stage(Phase):
-    """One stage of training (2.2)."""
-
-    schedule: NoiseScheduleConfig
-    """The noise schedule: the base one to learn concepts, the extended one at high resolution (2.2.2)."""
-    trains: list[Literal["backbone", "text_encoder"]] = Field(default=["backbone"], min_length=1)
-    """The parts whose weights change."""
-    samples: Samples | None = None
-    """Pictures to draw along the way."""
-
-
-class TrainingSettings(Settings):
-    """What every recipe that trains shares."""
-
-    seed: NonNegativeInt = 0
-    """All order and noise come from it."""
-    checkpoint_every: PositiveInt = 1000
-    """Optimiser steps between checkpoints; one is also written when a signal stops the run."""
-    keep: PositiveInt = 2
-    """How many checkpoints are kept."""
-    log_every: PositiveInt = 10
-    """Optimiser steps between two notes of the loss."""
-    observers: list[ObserverConfig] = Field(default=[{"type": "jsonl"}], validate_default=True)
-    """Who watches."""
-
-
-class Train(TrainingSettings, ModelRecipe):
-    """Train the text-to-image model in stages; run it again with the same --out to go on where it stopped."""
-
-    type: Literal["train"] = "train"
-    stages: list[Stage] = Field(min_length=1)
-    """One after the other, the weights flowing from each to the next."""
-
-    @model_validator(mode="after")
-    def _text_is_there_to_train(self) -> Self:
-        for stage in self.stages:
-            if "text_encoder" in stage.trains and "captions" not in stage.data.ports():
-                raise ValueError(
-                    f"stage '{stage.name}' trains the text encoder but reads stored conditioning; read captions instead"
-                )
-        return self
-
-    def graphs(self) -> Mapping[str, Graph]:
-        """Return the training graph of each stage, and the sampling graph if one draws."""
-        from kolors_recipes.drawing import drawing_graph
-        from kolors_recipes.train import training_graph
-
-        drawing = {"samples": drawing_graph()} if any(stage.samples for stage in self.stages) else {}
-        return {stage.name: training_graph(stage.data.ports()) for stage in self.stages} | drawing
-
-    def build(self, ctx: BuildContext) -> Job:
-        """Build the parts the graphs need and return the job that trains them."""
-        from kolors_recipes.train import assemble
-
-        return assemble(self, ctx)
-
-
-class AutoencoderStage(Phase):
-    """One stage of training an autoencoder."""
-
-    kl_weight: NonNegativeFloat = 1e-6
-    """Weight of the divergence of the posterior from a unit Gaussian, beside the mean absolute error."""
-
-
-class TrainAutoencoder(TrainingSettings, RecipeConfig):
-    """Train an autoencoder on pictures, and set its scaling factor so that latents have unit variance."""
-
-    type: Literal["train_autoencoder"] = "train_autoencoder"
-    autoencoder: AutoencoderConfig
-    """What is trained."""
-    stages: list[AutoencoderStage] = Field(min_length=1)
-    """One after the other."""
-
-    def graphs(self) -> Mapping[str, Graph]:
-        """Return the training graph of each stage."""
-        from kolors_recipes.train_autoencoder import autoencoder_graph
-
-        return {stage.name: autoencoder_graph() for stage in self.stages}
-
-    def build(self, ctx: BuildContext) -> Job:
-        """Build the autoencoder and return the job that trains it."""
-        from kolors_recipes.train_autoencoder import assemble
-
-        return assemble(self, ctx)
-
-
 class Precompute(RecipeConfig):
     """Store latents, text conditioning or both, by running that much of the training graph once."""
 
@@ -275,8 +137,8 @@ class Precompute(RecipeConfig):
     """Needed for conditioning only."""
     autoencoder: AutoencoderConfig | None = None
     """Needed for latents only."""
-    outputs: list[Literal["latents", "conditioning"]] = Field(default=["latents", "conditioning"], min_length=1)
-    """What is stored beside the captions."""
+    outputs: list[Literal["latents", "conditioning"]] = Field(default=["latents", "conditioning"])
+    """What is stored beside the captions: latents, and conditioning if training does not change the text encoder."""
     data: DataSourceConfig
     """Pictures with captions."""
     sink: DataSinkConfig
@@ -284,6 +146,8 @@ class Precompute(RecipeConfig):
 
     @model_validator(mode="after")
     def _parts_are_there(self) -> Self:
+        if "latents" not in self.outputs:
+            raise ValueError("outputs must name latents: a store holds pictures in one form or the other")
         for output, part in (("latents", "autoencoder"), ("conditioning", "text_encoder")):
             if output in self.outputs and getattr(self, part) is None:
                 raise ValueError(f"storing {output} needs the setting {part}")
@@ -316,4 +180,4 @@ _TINY_DRAWING = {
     "width": 16,
 }
 
-COMPONENTS = [TextToImage, Evaluate, Train, TrainAutoencoder, Precompute]
+COMPONENTS = [TextToImage, Evaluate, Precompute]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,20 +76,26 @@ def _denoiser(backbone: Backbone, schedule: NoiseSchedule, conditioning: Conditi
     return epsilon
 
 
-def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Sequence[str]) -> dict[str, Any]:
+def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Iterable[str], *, seed: int) -> dict[str, Any]:
     """Build those of the three parts that are needed, the adapters around the backbone."""
-    parts: dict[str, Any] = {}
-    if "text_encoder" in needs:
-        parts["text_encoder"] = recipe.text_encoder.build(ctx)
-    if "autoencoder" in needs:
-        parts["autoencoder"] = recipe.autoencoder.build(ctx)
-    if "backbone" in needs:
-        backbone = recipe.backbone.build(
-            ctx, conditioning=recipe.text_encoder.spec(), latents=recipe.autoencoder.spec()
-        )
+    configs = {name: getattr(recipe, name) for name in ("text_encoder", "autoencoder", "backbone") if name in needs}
+    inputs = {"conditioning": recipe.text_encoder.spec(), "latents": recipe.autoencoder.spec()}
+    parts = build_parts(configs, ctx, seed=seed, backbone=inputs)
+    if "backbone" in parts:
         for adapter in recipe.adapters:
-            backbone = adapter.build(ctx).attach(backbone)
-        parts["backbone"] = backbone
+            parts["backbone"] = adapter.build(ctx).attach(parts["backbone"])
+    return parts
+
+
+def build_parts(
+    configs: Mapping[str, Any], ctx: BuildContext, *, seed: int, **inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build parts by name, each with its `inputs`; one without weights starts from `seed`, whatever else is built."""
+    parts: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        for name, config in configs.items():
+            torch.manual_seed(seed)
+            parts[name] = config.build(ctx, **inputs.get(name, {}))
     return parts
 
 
@@ -107,7 +113,7 @@ class Drawer:
     @classmethod
     def assemble(cls, recipe: DrawingRecipe, ctx: BuildContext) -> Drawer:
         """Build every part of a recipe that draws."""
-        parts = build_model(recipe, ctx, drawing_graph().needs)
+        parts = build_model(recipe, ctx, drawing_graph().needs, seed=recipe.seed)
         for name in ("schedule", "solver", "guidance"):
             parts[name] = getattr(recipe, name).build(ctx)
         return cls(parts, recipe, ctx, negative_prompt=recipe.negative_prompt)

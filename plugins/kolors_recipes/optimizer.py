@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from kolors_recipes.config import Optimizer
+    from kolors_recipes.training_config import Optimizer
 
 FLOOR = 0.01
 """Where cosine decay ends, as a share of the learning rate."""

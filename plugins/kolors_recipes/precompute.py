@@ -11,6 +11,7 @@ import torch
 from kolors_kernel.errors import RecipeError
 from kolors_kernel.graph import Graph
 from kolors_kernel.values import NO_CAPTION, Batch, Conditioning, Sample
+from kolors_recipes.drawing import build_parts
 from kolors_recipes.progress import Progress
 from kolors_recipes.steps import TRAINING
 
@@ -39,7 +40,7 @@ class PrecomputeJob:
     def assemble(cls, recipe: Precompute, ctx: BuildContext) -> PrecomputeJob:
         """Build the parts the outputs need. Raises RecipeError for a source that has no stored order."""
         graph = stored_graph(recipe.outputs)
-        parts = {name: getattr(recipe, name).build(ctx) for name in graph.needs}
+        parts = build_parts({name: getattr(recipe, name) for name in graph.needs}, ctx, seed=0)
         source = recipe.data.build(ctx)
         if not hasattr(source, "in_order"):
             raise RecipeError(f"data source '{recipe.data.type}' cannot be precomputed: it has no stored order")
@@ -67,11 +68,12 @@ class PrecomputeJob:
         made = dict(
             zip(self._graph.outputs, self._graph.run(images=images, captions=texts, **self._parts), strict=True)
         )
+        sizes = [cast("tuple[int, int, int, int, int, int]", tuple(map(int, each))) for each in batch.size]
         row = 0
         for index, (record, own) in enumerate(zip(batch.records, keys, strict=True)):
             sample = Sample(record)
             if "latents" in made:
-                sample = replace(sample, latents=made["latents"][index].cpu())
+                sample = replace(sample, latents=made["latents"][index].float().cpu(), size=sizes[index])
             if "conditioning" in made:
                 rows = {key: _row(made["conditioning"], row + i) for i, key in enumerate(own)}
                 sample = replace(sample, conditioning=rows)
@@ -82,7 +84,7 @@ class PrecomputeJob:
 def _row(conditioning: Conditioning, index: int) -> Conditioning:
     bias = conditioning.key_bias
     return Conditioning(
-        tokens=conditioning.tokens[index : index + 1].cpu(),
-        pooled=conditioning.pooled[index : index + 1].cpu(),
+        tokens=conditioning.tokens[index : index + 1].float().cpu(),
+        pooled=conditioning.pooled[index : index + 1].float().cpu(),
         key_bias=None if bias is None else bias[index : index + 1].cpu(),
     )

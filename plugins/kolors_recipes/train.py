@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kolors_kernel.component import BuildContext
-    from kolors_recipes.config import Samples, Stage, Train
+    from kolors_recipes.training_config import Samples, Stage, Train
 
 
 def training_graph(given: Iterable[str]) -> Graph:
@@ -35,7 +35,7 @@ def assemble(recipe: Train, ctx: BuildContext) -> Training:
     graphs = [training_graph(stage.data.ports()) for stage in recipe.stages]
     if any(stage.samples for stage in recipe.stages):
         graphs.append(drawing_graph())
-    parts = build_model(recipe, ctx, [name for graph in graphs for name in graph.needs])
+    parts = build_model(recipe, ctx, [name for graph in graphs for name in graph.needs], seed=recipe.seed)
     for part in parts.values():
         part.module.requires_grad_(False)
     stages = [_stage(stage, graph, recipe, parts, ctx) for stage, graph in zip(recipe.stages, graphs, strict=False)]

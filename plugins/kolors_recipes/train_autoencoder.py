@@ -11,13 +11,14 @@ import torch
 
 from kolors_kernel.errors import RecipeError
 from kolors_kernel.graph import Graph, step
+from kolors_recipes.drawing import build_parts
 from kolors_recipes.training import RunnableStage, Training
 
 if TYPE_CHECKING:
     from kolors_kernel.component import BuildContext
     from kolors_kernel.protocols import DataSource, SupportsPosterior
     from kolors_kernel.values import Images, Latents, Loss, Random, Weights
-    from kolors_recipes.config import TrainAutoencoder
+    from kolors_recipes.training_config import TrainAutoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def autoencoder_graph() -> Graph:
 
 def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
     """Build the autoencoder and the job that trains it. Raises RecipeError for one that has no posterior."""
-    autoencoder = recipe.autoencoder.build(ctx)
+    autoencoder = build_parts({"autoencoder": recipe.autoencoder}, ctx, seed=recipe.seed)["autoencoder"]
     if not hasattr(autoencoder, "posterior"):
         raise RecipeError(f"autoencoder '{recipe.autoencoder.type}' cannot be trained: it has no posterior")
     sources = [stage.data.build(ctx) for stage in recipe.stages]
@@ -71,14 +72,14 @@ def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
             graph=autoencoder_graph(),
             data=source,
             ports={"autoencoder": autoencoder, "kl_weight": stage.kl_weight},
-            trains={"autoencoder": autoencoder.module},  # type: ignore[attr-defined]
+            trains={"autoencoder": autoencoder.module},
         )
         for stage, source in zip(recipe.stages, sources, strict=True)
     ]
 
     def save(folder: Path) -> None:
-        autoencoder.scaling_factor = _scaling_factor(autoencoder, sources[-1], recipe.seed)  # type: ignore[attr-defined,arg-type]
-        autoencoder.save(folder / "autoencoder")  # type: ignore[attr-defined]
+        autoencoder.scaling_factor = _scaling_factor(autoencoder, sources[-1], recipe.seed)
+        autoencoder.save(folder / "autoencoder")
 
     return Training(
         recipe,

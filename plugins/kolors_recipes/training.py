@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
     from kolors_kernel.kinds import RecipeConfig
     from kolors_kernel.protocols import DataSource, Observer
-    from kolors_recipes.config import Phase, TrainingSettings
+    from kolors_recipes.training_config import Phase, TrainingSettings
 
 logger = logging.getLogger(__name__)
 

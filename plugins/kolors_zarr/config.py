@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PositiveInt
 
-from kolors_kernel.component import BuildContext, ExistingPath, FilePath
+from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.kinds import CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ class ZarrSink(DataSinkConfig):
     """Writes samples into a new zarr v3 store, whole or not at all."""
 
     type: Literal["zarr"] = "zarr"
-    path: FilePath
-    """The store's folder, which must not exist yet."""
+    path: Path = Path("store.zarr")
+    """The store's folder, which must not exist yet: below the folder of the run, or absolute."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -34,7 +35,7 @@ class ZarrSink(DataSinkConfig):
         """Make the sink; nothing is written yet."""
         from kolors_zarr.writer import ZarrStoreWriter
 
-        return ZarrStoreWriter(self.path)
+        return ZarrStoreWriter(ctx.out / self.path)
 
 
 class ZarrSource(DataSourceConfig):
