@@ -55,8 +55,8 @@ def rectified_flow(steps: int, *, shift: float) -> Tensor:
     The path is (1 - u) x_0 + u eps with u evenly spaced up to 1 and then moved by `shift` (Esser et al. 2024).
     """
     even = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    u = shift * even / (1 + (shift - 1) * even)
-    return (1 - u).square() / ((1 - u).square() + u.square())
+    signal, noise = 1 - even, shift * even  # the moved u is noise / (signal + noise)
+    return signal.square() / (signal.square() + noise.square())
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
