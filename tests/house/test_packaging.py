@@ -62,6 +62,12 @@ def test_the_import_rules_name_every_plugin() -> None:
     assert set(PLUGINS) <= set(by_id["light-kernel"]["forbidden_modules"])
 
 
+def test_the_import_rules_cover_every_module_of_settings() -> None:
+    rule = next(c for c in PROJECT["tool"]["importlinter"]["contracts"] if c["id"] == "light-configs")
+    settings = {f"{path.parent.name}.{path.stem}" for path in (ROOT / "plugins").glob("*/*_config.py")}
+    assert set(rule["source_modules"]) == {"*.config"} | settings
+
+
 def test_every_requirement_is_pinned_to_the_tested_version_and_nothing_else_is() -> None:
     project = PROJECT["project"]
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
