@@ -38,6 +38,11 @@ class _BetaRange(NoiseScheduleConfig):
             raise ValueError(f"beta_start {self.beta_start:g} must not be above beta_end {self.beta_end:g}")
         return self
 
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return twenty steps that end almost in noise."""
+        return cls.model_validate({"steps": 20, "beta_start": 0.01, "beta_end": 0.4})
+
 
 class ScaledLinear(_BetaRange):
     """Betas whose square roots are evenly spaced: the schedule of SDXL and of Kolors (2.2.2).
@@ -59,11 +64,6 @@ class ScaledLinear(_BetaRange):
         from kolors_schedules import tables
 
         return _tabulated(tables.scaled_linear(self.steps, self.beta_start, self.beta_end, line_steps=self.steps), ctx)
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return twenty steps that end almost in noise."""
-        return cls(steps=20, beta_start=0.01, beta_end=0.4)
 
 
 class ExtendedScaledLinear(_BetaRange):
@@ -122,21 +122,24 @@ class Linear(_BetaRange):
 
         return _tabulated(tables.linear(self.steps, self.beta_start, self.beta_end), ctx)
 
+
+class _Shape(NoiseScheduleConfig):
+    steps: Steps = 1000
+    """How many timesteps there are."""
+
     @classmethod
     def tiny(cls) -> Self:
-        """Return twenty steps that end almost in noise."""
-        return cls(steps=20, beta_start=0.01, beta_end=0.4)
+        """Return twenty steps."""
+        return cls.model_validate({"steps": 20})
 
 
-class Cosine(NoiseScheduleConfig):
+class Cosine(_Shape):
     """A squared cosine of time (Nichol and Dhariwal 2021).
 
     The shifted cosine of simple diffusion is `{type: log_snr_shift, of: {type: cosine}, factor: 0.5}`.
     """
 
     type: Literal["cosine"] = "cosine"
-    steps: Steps = 1000
-    """How many timesteps there are."""
     offset: Annotated[float, Field(ge=0)] = 0.008
     """Where on the cosine time begins, so that the first timesteps are not too small."""
     max_beta: Beta = 0.999
@@ -148,18 +151,11 @@ class Cosine(NoiseScheduleConfig):
 
         return _tabulated(tables.cosine(self.steps, offset=self.offset, max_beta=self.max_beta), ctx)
 
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return twenty steps."""
-        return cls(steps=20)
 
-
-class Sigmoid(NoiseScheduleConfig):
+class Sigmoid(_Shape):
     """A piece of a logistic curve, ending in pure noise (Jabri et al. 2022; Chen 2023)."""
 
     type: Literal["sigmoid"] = "sigmoid"
-    steps: Steps = 1000
-    """How many timesteps there are."""
     start: float = -3.0
     """Where on the logistic curve the clean picture stands."""
     end: float = 3.0
@@ -180,13 +176,8 @@ class Sigmoid(NoiseScheduleConfig):
         table = tables.sigmoid(self.steps, start=self.start, end=self.end, temperature=self.temperature)
         return _tabulated(table, ctx)
 
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return twenty steps."""
-        return cls(steps=20)
 
-
-class RectifiedFlow(NoiseScheduleConfig):
+class RectifiedFlow(_Shape):
     """The signal-to-noise ratios of a straight path from picture to pure noise.
 
     Only the ratios of Esser et al. 2024: x_t keeps unit variance and the network predicts epsilon, as everywhere here,
@@ -194,8 +185,6 @@ class RectifiedFlow(NoiseScheduleConfig):
     """
 
     type: Literal["rectified_flow"] = "rectified_flow"
-    steps: Steps = 1000
-    """How many timesteps there are."""
     shift: PositiveFloat = 1.0
     """How far the path is moved towards noise: sigma / (1 - sigma) is multiplied by it; 3 at 1024 x 1024 in SD3."""
 
@@ -204,11 +193,6 @@ class RectifiedFlow(NoiseScheduleConfig):
         from kolors_schedules import tables
 
         return _tabulated(tables.rectified_flow(self.steps, shift=self.shift), ctx)
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return twenty steps."""
-        return cls(steps=20)
 
 
 class ZeroTerminalSNR(NoiseScheduleConfig):
