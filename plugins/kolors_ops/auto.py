@@ -37,26 +37,30 @@ class AutoOp(Generic[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         """Do the op by the first choice that takes it. Raises ValueError when every one refuses."""
-        refused = []
-        for name, op in self.choices:
-            reason = op.refuses(*args, **kwargs)
-            if reason is None:
-                return op(*args, **kwargs)
-            refused.append(f"{name}: {reason}")
-            self._tell(name, reason)
-        raise ValueError(f"no {self.kind} takes this call: {'; '.join(refused)}")
+        op, passed_over = self._choose(*args, **kwargs)
+        for name, reason in passed_over:
+            if (name, reason) not in self._told:
+                self._told.add((name, reason))
+                logger.warning("%s '%s' is passed over: %s", self.kind, name, reason)
+        if op is None:
+            raise ValueError(f"no {self.kind} takes this call: {_listed(passed_over)}")
+        return op(*args, **kwargs)
 
     def refuses(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
-        """Say why every choice refuses the call, or return None; says so only where no reference ends the list."""
-        reasons = []
+        """Say why every choice refuses the call, or return None; a list that ends at a reference never refuses."""
+        op, passed_over = self._choose(*args, **kwargs)
+        return _listed(passed_over) if op is None else None
+
+    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Op[P] | None, list[tuple[str, str]]]:
+        """Return the first op that takes the call, or None, and those before it by name with their reason."""
+        passed_over: list[tuple[str, str]] = []
         for name, op in self.choices:
             reason = op.refuses(*args, **kwargs)
             if reason is None:
-                return None
-            reasons.append(f"{name}: {reason}")
-        return "; ".join(reasons)
+                return op, passed_over
+            passed_over.append((name, reason))
+        return None, passed_over
 
-    def _tell(self, name: str, reason: str) -> None:
-        if (name, reason) not in self._told:
-            self._told.add((name, reason))
-            logger.warning("%s '%s' is passed over: %s", self.kind, name, reason)
+
+def _listed(passed_over: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in passed_over)
