@@ -120,7 +120,7 @@ def assemble(
         try:
             classes, recipes = _ask(entry)
         except Exception as error:  # the one place where any failure is caught: a stranger's code must not stop us
-            problem = f"{type(error).__name__}: {error}"
+            problem = " ".join(f"{type(error).__name__}: {error}".split())  # one line, whatever it said
             plugins[entry.name] = Plugin(entry.name, entry.value, distribution, problem)
             continue
         plugins[entry.name] = plugin
