@@ -95,10 +95,20 @@ class Settings(BaseModel):
     @classmethod
     def _name_the_nearest(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(data)
+            return handler(_with_default_types(cls, data) if isinstance(data, Mapping) else data)
         except ValidationError as error:
             lines = [_in_words(cls, line) for line in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, lines) from None
+
+
+def _with_default_types(cls: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Let `solver: {steps: 4}` mean the type that the field has by default."""
+    filled = dict(data)
+    for name, info in cls.model_fields.items():
+        given, default = data.get(name), info.default
+        if isinstance(given, Mapping) and isinstance(default, Mapping) and "type" in default:
+            filled[name] = {"type": default["type"], **given}
+    return filled
 
 
 def _in_words(cls: type[BaseModel], line: ErrorDetails) -> InitErrorDetails:

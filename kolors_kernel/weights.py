@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,25 @@ def read_state(file: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{file} names the shard {name!r}, which is not in {file.parent}")
         state.update(read_state(shard))
     return state
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Make modules of shapes alone, on the meta device, to be given their weights by `fit`.
+
+    Their initial weights are not drawn: on that device drawing is pointless, and its first use costs a second.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class NotDrawing(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return (kwargs or {}).get("tensor", args[0] if args else None)
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), NotDrawing():
+        yield
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:

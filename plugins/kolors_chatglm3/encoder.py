@@ -12,7 +12,7 @@ from kolors_chatglm3.model import ChatGLM3Model
 from kolors_chatglm3.tokenizer import Tokenizer
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import Conditioning
-from kolors_kernel.weights import find_weights, fit, read_state, write_file, write_state
+from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_file, write_state
 
 _UNUSED = ("encoder.final_layernorm.", "output_layer.", "rotary_pos_emb.")
 
@@ -60,7 +60,7 @@ def load_model(folder: Path, architecture: Architecture, *, device: str, dtype: 
     Raises WeightsError when a file is damaged or the keys do not fit.
     """
     file = find_weights(folder, "model", "pytorch_model")
-    with torch.device("meta"):
+    with without_weights():
         module = ChatGLM3Model(architecture)
     state = {key.removeprefix("transformer."): tensor for key, tensor in read_state(file).items()}
     used = {
@@ -72,7 +72,7 @@ def load_model(folder: Path, architecture: Architecture, *, device: str, dtype: 
 
 def random_model(architecture: Architecture, *, device: str, dtype: str) -> ChatGLM3Model:
     """Return a model to train from scratch: the same weights for the same architecture, always."""
-    with torch.device("meta"):
+    with without_weights():
         module = ChatGLM3Model(architecture)
     module.to_empty(device="cpu")
     module.initialise(torch.Generator().manual_seed(0))

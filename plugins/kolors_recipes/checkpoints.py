@@ -80,13 +80,15 @@ def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out:
         )
 
 
-RESUMABLE = frozenset({"steps", "observers", "samples", "checkpoint_every", "keep", "log_every", "device"})
-"""Settings that may change between a run and its continuation without changing what earlier steps did."""
+RESUMABLE = frozenset(
+    {"stages.*.steps", "stages.*.samples", "observers", "checkpoint_every", "keep", "log_every", "device"}
+)
+"""Settings that may change between a run and its continuation, since earlier steps did not depend on them."""
 
 
 def _differences(one: Any, other: Any, at: str) -> list[str]:
-    """Return the dotted keys at which two resolved recipes differ; whole keys of RESUMABLE count as themselves."""
-    if at.rpartition(".")[2] in RESUMABLE:
+    """Return the dotted keys at which two resolved recipes differ, those of RESUMABLE left out."""
+    if ".".join("*" if part.isdigit() else part for part in at.split(".")) in RESUMABLE:
         return []
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])

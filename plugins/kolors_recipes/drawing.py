@@ -113,7 +113,7 @@ class Drawer:
     @classmethod
     def assemble(cls, recipe: DrawingRecipe, ctx: BuildContext) -> Drawer:
         """Build every part of a recipe that draws."""
-        parts = build_model(recipe, ctx, drawing_graph().needs, seed=recipe.seed)
+        parts = build_model(recipe, ctx, drawing_graph().needs, seed=0)
         for name in ("schedule", "solver", "guidance"):
             parts[name] = getattr(recipe, name).build(ctx)
         return cls(parts, recipe, ctx, negative_prompt=recipe.negative_prompt)

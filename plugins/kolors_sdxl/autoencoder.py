@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
-from kolors_kernel.weights import find_weights, fit, read_state, write_state
+from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_state
 from kolors_sdxl.architecture import VAEArchitecture, vae_to_layout
 from kolors_sdxl.vae import VAE
 
@@ -107,7 +107,7 @@ def random_vae(architecture: VAEArchitecture, *, attention: Attention, op: Group
 def load_vae(folder: Path, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU) -> VAE:
     """Return the VAE with the weights in `folder`, on the CPU in the dtype they are stored in."""
     file = find_weights(folder, STEM)
-    with torch.device("meta"):
+    with without_weights():
         module = VAE(architecture, attention=attention, op=op)
     fit(module, read_state(file), where=file)
     return module

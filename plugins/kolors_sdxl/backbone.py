@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from kolors_kernel.weights import find_weights, fit, read_state, write_state
+from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_state
 from kolors_sdxl.architecture import UNetShape, unet_to_layout
 from kolors_sdxl.unet import UNet
 
@@ -57,7 +57,7 @@ def random_unet(shape: UNetShape, ops: Ops, *, device: str) -> UNet:
 def load_unet(folder: Path, shape: UNetShape, ops: Ops) -> UNet:
     """Return the U-Net with the weights in `folder`, on the CPU in the dtype they are stored in."""
     file = find_weights(folder, STEM)
-    with torch.device("meta"):
+    with without_weights():
         module = UNet(shape, ops)
     fit(module, read_state(file), where=file)
     return module
@@ -74,7 +74,7 @@ def load_unet_for_new_text(
     state = {key: t for key, t in read_state(file).items() if not key.startswith("encoder_hid_proj.")}
     architecture = old.architecture.model_copy(update={"text_projection": True})
     shape = replace(old, architecture=architecture, context_width=context, pooled_width=pooled)
-    with torch.device("meta"):
+    with without_weights():
         unprojected = replace(old, architecture=architecture.model_copy(update={"text_projection": False}))
         fit(UNet(unprojected, ops), state, where=file)  # complains in terms of the file, before anything is replaced
         module = UNet(shape, ops)

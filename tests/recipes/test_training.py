@@ -104,6 +104,8 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tiny: SimpleNamespace, writ
     run(path, tmp_path / "out")
     with pytest.raises(RecipeError, match=r"differs at stages\.0\.optimizer\.learning_rate.*another --out"):
         run(path, tmp_path / "out", stages__0__optimizer__learning_rate=0.5)
+    with pytest.raises(RecipeError, match=r"differs at stages\.1\.schedule\.steps"):  # another kind of steps
+        run(path, tmp_path / "out", stages__1__schedule__steps=1200)
 
 
 def test_the_loss_falls_on_real_pictures(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
