@@ -100,7 +100,6 @@ def one_plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setattr(cli, "discover", lambda: registry)
     monkeypatch.setattr("kolors_kernel.recipe_file.discover", lambda: registry)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(logging.root, "handlers", [])
     monkeypatch.chdir(tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -209,7 +208,10 @@ def test_graph_prints_steps_ports_and_parts(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
-def test_a_run_prints_its_figures_and_writes_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_its_figures_and_writes_its_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own would keep the command from setting up its own
     assert cli.main(["run", "tragedy", "--set", "seed=5"]) == 0
     assert capsys.readouterr().out.splitlines() == ["step 1 of 1", "figure: 5", f"results in {Path('runs/tragedy')}"]
     assert cli.main(["run", "runs/tragedy/recipe.yaml", "--out", "again"]) == 0
