@@ -22,6 +22,7 @@ from kolors_kernel.kinds import (
     SolverConfig,
     TextEncoderConfig,
 )
+from kolors_recipes import tiny
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
@@ -110,7 +111,7 @@ class TextToImage(DrawingRecipe):
     @classmethod
     def tiny(cls) -> Self:
         """Return one 16-pixel picture by random weights in two steps."""
-        return cls.model_validate({**_tiny_model(), **_TINY_DRAWING, "type": "text_to_image", "prompts": ["一只猫"]})
+        return cls(**tiny.drawing(), prompts=["一只猫"])
 
 
 class Evaluate(DrawingRecipe):
@@ -127,6 +128,12 @@ class Evaluate(DrawingRecipe):
         from kolors_recipes.evaluate import EvaluateJob
 
         return EvaluateJob.assemble(self, ctx)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return a few emoji by random weights."""
+        prompts, metric = tiny.tiny("prompt_set", "emoji_prompts"), tiny.tiny("metric", "emoji_hits")
+        return cls(**tiny.drawing(), prompts=prompts, metric=metric)
 
 
 class Precompute(RecipeConfig):
@@ -165,19 +172,12 @@ class Precompute(RecipeConfig):
 
         return PrecomputeJob.assemble(self, ctx)
 
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return the encoding of a tiny store."""
+        parts = {name: part for name, part in tiny.model().items() if name != "backbone"}
+        sink = {"type": "zarr"}  # its own tiny one is a place that can be written once
+        return cls.model_validate({**parts, "data": tiny.tiny("data_source", "zarr"), "sink": sink})
 
-def _tiny_model() -> dict[str, object]:
-    from kolors_kernel import discover
-
-    names = {"text_encoder": "chatglm3", "autoencoder": "sdxl_vae", "backbone": "sdxl_unet"}
-    return {kind: discover().find(kind, name).tiny() for kind, name in names.items()}
-
-
-_TINY_DRAWING = {
-    "schedule": {"type": "scaled_linear"},
-    "solver": {"type": "euler", "steps": 2},
-    "height": 16,
-    "width": 16,
-}
 
 COMPONENTS = [TextToImage, Evaluate, Precompute]

@@ -17,6 +17,7 @@ from kolors_kernel.kinds import (
     RecipeConfig,
     SolverConfig,
 )
+from kolors_recipes import tiny
 from kolors_recipes.config import ModelRecipe, Pixels, by_type
 
 if TYPE_CHECKING:
@@ -131,6 +132,12 @@ class Train(TrainingSettings, ModelRecipe):
 
         return assemble(self, ctx)
 
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return one stage of two steps on a tiny store."""
+        stage = Stage(**tiny.phase(), schedule=tiny.tiny("noise_schedule", "scaled_linear"))
+        return cls(**tiny.model(), stages=[stage])
+
 
 class AutoencoderStage(Phase):
     """One stage of training an autoencoder."""
@@ -159,6 +166,11 @@ class TrainAutoencoder(TrainingSettings, RecipeConfig):
         from kolors_recipes.train_autoencoder import assemble
 
         return assemble(self, ctx)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return one stage of two steps on a tiny store."""
+        return cls(autoencoder=tiny.model()["autoencoder"], stages=[AutoencoderStage(**tiny.phase())])
 
 
 COMPONENTS = [Train, TrainAutoencoder]

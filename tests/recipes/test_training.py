@@ -272,5 +272,5 @@ def test_the_learning_rate_rises_and_falls_as_set() -> None:
     rates = [learning_rate(settings, step, 24) for step in range(24)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[14] == pytest.approx(0.01 + 0.99 * 0.5)  # half way down
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[3:]))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
     assert {learning_rate(Optimizer(learning_rate=2.0), step, 9) for step in range(9)} == {2.0}
