@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kolors_kernel import BuildContext
-from kolors_kernel.kinds import GEGLUConfig, NoiseScheduleConfig, SolverConfig, TextEncoderConfig
+from kolors_kernel.kinds import AdapterConfig, GEGLUConfig, NoiseScheduleConfig, SolverConfig, TextEncoderConfig
 from kolors_kernel.testing import (
+    AdapterContract,
     ComponentContract,
     GEGLUContract,
     NoiseScheduleContract,
@@ -162,3 +163,37 @@ class TanhGEGLU:
 
 def test_an_approximate_op_is_caught(tmp_path: Path) -> None:
     assert "test_equals_its_formula" in failing(GEGLUContract(), Tanh(), tmp_path)
+
+
+class Plain(AdapterConfig):
+    """Adds nothing, or takes the backbone's dtype away."""
+
+    type: Literal["plain"] = "plain"
+    breaks: bool = False
+    """Whether it does."""
+
+    def build(self, ctx: BuildContext) -> Any:
+        return PlainAdapter(self.breaks)
+
+
+class PlainAdapter:
+    def __init__(self, breaks: bool) -> None:
+        self.breaks = breaks
+
+    def attach(self, backbone: Any) -> Any:
+        return Doubled(backbone) if self.breaks else backbone
+
+
+class Doubled:
+    def __init__(self, backbone: Any) -> None:
+        self.backbone, self.module, self.predicts = backbone, backbone.module, backbone.predicts
+
+    def predict(self, *inputs: Any) -> Tensor:
+        found: Tensor = self.backbone.predict(*inputs)
+        return found.double()
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_an_adapter_that_changes_the_dtype_is_caught(tmp_path: Path, breaks: bool) -> None:
+    found = failing(AdapterContract(), Plain(breaks=breaks), tmp_path)
+    assert found == ({"test_attached_backbone_is_still_a_backbone"} if breaks else set())
