@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,11 +66,10 @@ def failing(contract: ComponentContract[Any], config: Any, folder: Path) -> set[
     }
     failed = set()
     for name, test in tests.items():
-        wanted = test.__code__.co_varnames[1 : test.__code__.co_argcount]
         dtype = "float32" if isinstance(contract, TextEncoderContract) else torch.float32
         offered: dict[str, Any] = {"tmp_path": folder, "dtype": dtype, "prompt": "", "shape": (2, 6)}
         try:
-            test(**{key: offered[key] for key in wanted})
+            test(**{key: offered[key] for key in inspect.signature(test).parameters})
         except AssertionError:
             failed.add(name)
     return failed
