@@ -181,7 +181,7 @@ def _graph(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     recipe = _load(options)
     out = options.out or Path("runs") / Path(options.recipe).stem
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     job = recipe.build(BuildContext(recipe.device, recipe.dtype, out))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -38,10 +39,6 @@ class BuildContext:
         object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         object.__setattr__(self, "out", Path(self.out))
 
-    def inside(self, folder: str) -> BuildContext:
-        """Return the same context with `out` moved one folder down."""
-        return replace(self, out=self.out / folder)
-
 
 class RecipePath(str):
     """Text from a recipe file that remembers the folder of that file, so a relative path means one place."""
@@ -62,7 +59,8 @@ def _resolve(value: object) -> object:
     folder = value.folder if isinstance(value, RecipePath) else Path.cwd()
     if not isinstance(value, str | Path):
         return value
-    return str(folder / Path(value).expanduser())  # as text: reading from JSON, pydantic takes no Path for a path
+    # As text: reading from JSON, pydantic takes no Path for a path.
+    return os.path.normpath(folder / Path(value).expanduser())
 
 
 def _must_exist(path: Path) -> Path:

@@ -5,9 +5,9 @@ The object a `build` returns is described in `kolors_kernel.protocols`, under th
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from kolors_kernel.component import BuildContext, ComponentConfig
 from kolors_kernel.values import ConditioningSpec, LatentSpec
@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from kolors_kernel import protocols
     from kolors_kernel.graph import Graph
 
+Built = TypeVar("Built", covariant=True)
 
-class TextEncoderConfig(ComponentConfig):
+
+class Builds(ABC, Generic[Built]):
+    """What every kind has that is built from a context alone."""
+
+    @abstractmethod
+    def build(self, ctx: BuildContext) -> Built:
+        """Make the object; this is where torch may be imported, and no sooner."""
+
+
+class TextEncoderConfig(ComponentConfig, Builds["protocols.TextEncoder"]):
     """Turns prompts into conditioning (2.1.1)."""
 
     kind: ClassVar[str] = "text_encoder"
@@ -26,12 +36,8 @@ class TextEncoderConfig(ComponentConfig):
     def spec(self) -> ConditioningSpec:
         """Return the shape of the conditioning; reads at most a config.json."""
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.TextEncoder:
-        """Make the encoder."""
 
-
-class AutoencoderConfig(ComponentConfig):
+class AutoencoderConfig(ComponentConfig, Builds["protocols.Autoencoder"]):
     """Turns pictures into latents and back (2)."""
 
     kind: ClassVar[str] = "autoencoder"
@@ -39,10 +45,6 @@ class AutoencoderConfig(ComponentConfig):
     @abstractmethod
     def spec(self) -> LatentSpec:
         """Return the shape of the latents; reads at most a config.json."""
-
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Autoencoder:
-        """Make the autoencoder."""
 
 
 class BackboneConfig(ComponentConfig):
@@ -59,67 +61,43 @@ class BackboneConfig(ComponentConfig):
         """Make the backbone for inputs of these shapes. Raises WeightsError when its weights are of other shapes."""
 
 
-class NoiseScheduleConfig(ComponentConfig):
+class NoiseScheduleConfig(ComponentConfig, Builds["protocols.NoiseSchedule"]):
     """How fast a picture turns to noise (2.2.2)."""
 
     kind: ClassVar[str] = "noise_schedule"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.NoiseSchedule:
-        """Make the schedule."""
 
-
-class SolverConfig(ComponentConfig):
+class SolverConfig(ComponentConfig, Builds["protocols.Solver"]):
     """Carries noise to latents along a schedule."""
 
     kind: ClassVar[str] = "solver"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Solver:
-        """Make the solver."""
 
-
-class GuidanceConfig(ComponentConfig):
+class GuidanceConfig(ComponentConfig, Builds["protocols.Guidance"]):
     """Steers a denoiser towards the prompt."""
 
     kind: ClassVar[str] = "guidance"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Guidance:
-        """Make the guidance."""
 
-
-class AdapterConfig(ComponentConfig):
+class AdapterConfig(ComponentConfig, Builds["protocols.Adapter"]):
     """Adds an ability to a backbone (4)."""
 
     kind: ClassVar[str] = "adapter"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Adapter:
-        """Make the adapter."""
 
-
-class CaptionerConfig(ComponentConfig):
+class CaptionerConfig(ComponentConfig, Builds["protocols.Captioner"]):
     """Describes pictures in words (2.1.2)."""
 
     kind: ClassVar[str] = "captioner"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Captioner:
-        """Make the captioner."""
 
-
-class CaptionMixConfig(ComponentConfig):
+class CaptionMixConfig(ComponentConfig, Builds["protocols.CaptionMix"]):
     """Chooses among the captions of a sample (2.1.2)."""
 
     kind: ClassVar[str] = "caption_mix"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.CaptionMix:
-        """Make the mix."""
 
-
-class DataSourceConfig(ComponentConfig):
+class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"]):
     """Yields training batches."""
 
     kind: ClassVar[str] = "data_source"
@@ -128,92 +106,56 @@ class DataSourceConfig(ComponentConfig):
     def ports(self) -> frozenset[Literal["images", "latents", "captions", "conditioning"]]:
         """Return which fields of a Batch this source fills, besides records, size and weight."""
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.DataSource:
-        """Open the data."""
 
-
-class DataSinkConfig(ComponentConfig):
+class DataSinkConfig(ComponentConfig, Builds["protocols.DataSink"]):
     """Stores samples for later."""
 
     kind: ClassVar[str] = "data_sink"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.DataSink:
-        """Make the sink; nothing is written yet."""
 
-
-class SampleFilterConfig(ComponentConfig):
+class SampleFilterConfig(ComponentConfig, Builds["protocols.SampleFilter"]):
     """Decides which samples are used (2.2.1)."""
 
     kind: ClassVar[str] = "sample_filter"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.SampleFilter:
-        """Make the filter."""
 
-
-class PromptSetConfig(ComponentConfig):
+class PromptSetConfig(ComponentConfig, Builds["protocols.PromptSet"]):
     """Lists the prompts of an evaluation (3.1)."""
 
     kind: ClassVar[str] = "prompt_set"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.PromptSet:
-        """Make the set."""
 
-
-class MetricConfig(ComponentConfig):
+class MetricConfig(ComponentConfig, Builds["protocols.Metric"]):
     """Scores generated pictures (3)."""
 
     kind: ClassVar[str] = "metric"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Metric:
-        """Make the metric, with nothing taken in yet."""
 
-
-class AttentionConfig(ComponentConfig):
+class AttentionConfig(ComponentConfig, Builds["protocols.Attention"]):
     """Scaled dot-product attention: an op of the backbone."""
 
     kind: ClassVar[str] = "attention"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Attention:
-        """Make the op."""
 
-
-class GroupNormSiLUConfig(ComponentConfig):
+class GroupNormSiLUConfig(ComponentConfig, Builds["protocols.GroupNormSiLU"]):
     """Group norm followed by SiLU: an op of the backbone."""
 
     kind: ClassVar[str] = "group_norm_silu"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.GroupNormSiLU:
-        """Make the op."""
 
-
-class GEGLUConfig(ComponentConfig):
+class GEGLUConfig(ComponentConfig, Builds["protocols.GEGLU"]):
     """The gated activation of the feed-forward layers: an op of the backbone."""
 
     kind: ClassVar[str] = "geglu"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.GEGLU:
-        """Make the op."""
 
-
-class ObserverConfig(ComponentConfig):
-    """Watches a run: logs, pictures."""
+class ObserverConfig(ComponentConfig, Builds["protocols.Observer"]):
+    """Watches a run (logs, pictures); it writes below `ctx.out`."""
 
     kind: ClassVar[str] = "observer"
 
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Observer:
-        """Make the observer; it writes below `ctx.out`."""
 
-
-class RecipeConfig(ComponentConfig):
+class RecipeConfig(ComponentConfig, Builds["protocols.Job"]):
     """A piece of work: its fields are other components, and a YAML file is one written down."""
 
     kind: ClassVar[str] = "recipe"
@@ -226,7 +168,3 @@ class RecipeConfig(ComponentConfig):
     @abstractmethod
     def graphs(self) -> Mapping[str, Graph]:
         """Return the graphs the job would run, by name, without building a part."""
-
-    @abstractmethod
-    def build(self, ctx: BuildContext) -> protocols.Job:
-        """Build the parts the graphs need and return the job that runs them."""

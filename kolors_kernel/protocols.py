@@ -58,12 +58,6 @@ class SupportsPosterior(Protocol):
         """Decode unscaled latents [B, C, h, w] -> [B, 3, H, W]."""
 
 
-class SupportsTraining(Protocol):
-    """A part whose weights a training stage may change."""
-
-    module: nn.Module
-
-
 class SupportsSave(Protocol):
     """A part that writes itself as a folder that its own config's `path` loads again."""
 

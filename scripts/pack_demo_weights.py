@@ -15,7 +15,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from kolors_kernel.weights import find_weights, read_config, read_state, write_state
+from kolors_weights.reading import find_weights, read_config, read_state
+from kolors_weights.writing import write_state
 
 STEMS = {"text_encoder": "model", "autoencoder": "diffusion_pytorch_model", "backbone": "diffusion_pytorch_model"}
 

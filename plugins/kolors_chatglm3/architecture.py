@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from kolors_kernel.component import Settings
 from kolors_kernel.errors import WeightsError
-from kolors_kernel.weights import read_config
+from kolors_weights.reading import read_config
 
 _ONLY: Mapping[str, tuple[object, ...]] = {
     "rmsnorm": (True,),
@@ -25,10 +26,8 @@ _ONLY: Mapping[str, tuple[object, ...]] = {
 """What this code computes, of all that the file format can say; None stands for a key that is absent."""
 
 
-class Architecture(BaseModel):
+class Architecture(Settings):
     """The widths of a ChatGLM: every layer has the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     num_layers: PositiveInt
     """Layers; the last one is run for the pooled vector alone."""

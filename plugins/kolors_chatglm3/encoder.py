@@ -12,7 +12,9 @@ from kolors_chatglm3.model import ChatGLM3Model
 from kolors_chatglm3.tokenizer import Tokenizer
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import Conditioning
-from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_file, write_state
+from kolors_weights.modules import fit, without_weights
+from kolors_weights.reading import find_weights, read_state
+from kolors_weights.writing import write_file, write_state
 
 _UNUSED = ("encoder.final_layernorm.", "output_layer.", "rotary_pos_emb.")
 

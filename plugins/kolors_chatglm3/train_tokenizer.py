@@ -9,7 +9,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceTrainer
 
 from kolors_kernel.errors import DataError
-from kolors_kernel.weights import write_file
+from kolors_weights.writing import write_file
 
 _BEFORE_TEXT = 3 + 256  # unk, bos and eos, and the bytes that any unknown character falls back to
 _LONGEST_LINE = 1 << 16  # bytes; sentencepiece leaves longer ones out

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from kolors_kernel.component import Settings
 from kolors_kernel.errors import WeightsError
 
 _FIXED_UNET: Mapping[str, object] = MappingProxyType(
@@ -63,11 +64,7 @@ _WITHOUT_DEFAULT = {"addition_embed_type", "use_linear_projection"}
 """What an absent key of the U-Net's file would not mean: its default there is another value."""
 
 
-class _Architecture(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class UNetArchitecture(_Architecture):
+class UNetArchitecture(Settings):
     """The inside of an SDXL U-Net: all but the widths of its inputs. The defaults are Kolors' released model."""
 
     block_channels: tuple[PositiveInt, ...] = (320, 640, 1280)
@@ -105,7 +102,7 @@ class UNetArchitecture(_Architecture):
         return self
 
 
-class VAEArchitecture(_Architecture):
+class VAEArchitecture(Settings):
     """An SDXL VAE. The defaults are the released model."""
 
     block_channels: tuple[PositiveInt, ...] = (128, 256, 512, 512)

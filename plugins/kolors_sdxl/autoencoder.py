@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
-from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_state
 from kolors_sdxl.architecture import VAEArchitecture, vae_to_layout
 from kolors_sdxl.vae import VAE
+from kolors_weights.modules import fit, without_weights
+from kolors_weights.reading import find_weights, read_state
+from kolors_weights.writing import write_state
 
 if TYPE_CHECKING:
     from pathlib import Path

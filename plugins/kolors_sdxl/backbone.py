@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from kolors_kernel.weights import find_weights, fit, read_state, without_weights, write_state
 from kolors_sdxl.architecture import UNetShape, unet_to_layout
 from kolors_sdxl.unet import UNet
+from kolors_weights.modules import fit, without_weights
+from kolors_weights.reading import find_weights, read_state
+from kolors_weights.writing import write_state
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.kinds import AttentionConfig, AutoencoderConfig, BackboneConfig, GEGLUConfig, GroupNormSiLUConfig
 from kolors_kernel.values import ConditioningSpec, LatentSpec
-from kolors_kernel.weights import read_config
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, VAEArchitecture, unet_from_layout, vae_from_layout
+from kolors_weights.reading import read_config
 
 if TYPE_CHECKING:
     from kolors_sdxl.autoencoder import SDXLVAEAutoencoder

@@ -21,6 +21,11 @@ PLANTED = {
     "the kernel imports a plugin": ("kolors_kernel/registry.py", "import kolors_ops", "light-kernel"),
     "a contract imports a plugin": ("kolors_kernel/testing/fakes.py", "import kolors_ops", "light-kernel"),
     "a plugin imports another": ("plugins/kolors_sdxl/stray.py", "import kolors_ops.auto", "independent-plugins"),
+    "the checkpoint library imports a plugin": (
+        "kolors_weights/stray.py",
+        "import kolors_sdxl",
+        "weights-know-no-model",
+    ),
     "a config imports torch": ("plugins/kolors_ops/config.py", "import torch", "light-configs"),
     "errors import the command": ("kolors_kernel/errors.py", "import kolors_kernel.cli", "kernel-layers"),
     "a plugin imports the tests' tools": (
@@ -45,7 +50,7 @@ def name_of(contract: str) -> str:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
-    for package in ("kolors_kernel", "plugins"):
+    for package in ("kolors_kernel", "kolors_weights", "plugins"):
         for file in (ROOT / package).rglob("*.py"):
             target = folder / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +78,8 @@ def test_a_planted_import_breaks_the_rule_that_forbids_it(copy: Path, case: str)
     assert f"{name_of(contract)} BROKEN" in result.stdout
 
 
-def test_the_kernel_reads_checkpoints_without_importing_torch_for_it_before_a_call() -> None:
-    tree = ast.parse((ROOT / "kolors_kernel/weights.py").read_text(encoding="utf-8"))
+def test_settings_can_read_config_json_without_importing_torch_for_it() -> None:
+    tree = ast.parse((ROOT / "kolors_weights/reading.py").read_text(encoding="utf-8"))
     at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert at_import
     assert not {"torch", "safetensors"} & {word for node in at_import for word in ast.unparse(node).split()}

@@ -31,7 +31,7 @@ def test_every_plugin_folder_has_an_entry_point_called_after_it() -> None:
 
 def test_the_wheel_holds_the_kernel_and_every_plugin_and_no_other_package(wheel: list[str]) -> None:
     packages = {name.split("/")[0] for name in wheel if ".dist-info/" not in name}
-    assert packages == {"kolors_kernel", *PLUGINS}
+    assert packages == {"kolors_kernel", "kolors_weights", *PLUGINS}
 
 
 def test_the_wheel_holds_every_source_and_recipe_of_every_plugin(wheel: list[str]) -> None:
@@ -57,7 +57,7 @@ def test_a_plugin_is_typed_and_declares_itself_in_a_few_lines(plugin: str) -> No
 def test_the_import_rules_name_every_plugin() -> None:
     rules = PROJECT["tool"]["importlinter"]
     by_id = {contract["id"]: contract for contract in rules["contracts"]}
-    assert sorted(rules["root_packages"]) == sorted(["kolors_kernel", *PLUGINS])
+    assert sorted(rules["root_packages"]) == sorted(["kolors_kernel", "kolors_weights", *PLUGINS])
     assert sorted(by_id["independent-plugins"]["modules"]) == PLUGINS
     assert set(PLUGINS) <= set(by_id["light-kernel"]["forbidden_modules"])
 

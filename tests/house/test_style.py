@@ -48,8 +48,8 @@ def test_a_module_is_named_after_its_idea(path: str) -> None:
 
 def test_the_kernel_stays_small() -> None:
     core = [path for path in (ROOT / "kolors_kernel").rglob("*.py") if "testing" not in path.parts]
-    code = [line for path in core for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    assert len(code) <= 1500
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core)
+    assert lines <= 1600  # blank lines and docstrings included
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

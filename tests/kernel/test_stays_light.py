@@ -46,13 +46,3 @@ def test_no_listing_checking_or_describing_imports_anything_heavy() -> None:
     components, recipes = map(int, done.stdout.split())
     assert components > 20
     assert recipes > 0
-
-
-def test_the_kernel_stays_small() -> None:
-    lines = [
-        line
-        for path in (ROOT / "kolors_kernel").glob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.strip().startswith("#")
-    ]
-    assert len(lines) < 1500

@@ -17,7 +17,7 @@ from kolors_sdxl.config import SDXLVAE
 
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import RunError, WeightsError
-from kolors_kernel.weights import read_state
+from kolors_weights.reading import read_state
 
 STEM = "diffusion_pytorch_model"
 

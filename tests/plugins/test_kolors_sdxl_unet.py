@@ -17,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import Conditioning, ConditioningSpec, LatentSpec
-from kolors_kernel.weights import fit, read_config, read_state, write_state
+from kolors_weights.modules import fit
+from kolors_weights.reading import read_config, read_state
+from kolors_weights.writing import write_state
 
 TEXT, LATENTS = ConditioningSpec(tokens=7, width=24, pooled=20), LatentSpec(channels=4, downscale=8)
 STEM = "diffusion_pytorch_model"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import LatentSpec
-from kolors_kernel.weights import read_config
+from kolors_weights.reading import read_config
 
 
 def peer(**changes: Any) -> AutoencoderKL:
