@@ -9,7 +9,7 @@ import pytest
 from kolors_kernel import protocols
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("kolors_kernel", "plugins", "benchmarks", "scripts", "examples")
+SOURCES = ("kolors_kernel", "kolors_weights", "plugins", "benchmarks", "scripts", "examples")
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in SOURCES

@@ -6,7 +6,18 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".ci", "benchmarks", "docs", "examples", "kolors_kernel", "plugins", "requirements", "scripts", "tests")
+FOLDERS = (
+    ".ci",
+    "benchmarks",
+    "docs",
+    "examples",
+    "kolors_kernel",
+    "kolors_weights",
+    "plugins",
+    "requirements",
+    "scripts",
+    "tests",
+)
 ENDINGS = {".md", ".py", ".toml", ".txt", ".yaml", ""}
 FORBIDDEN = (
     ("a path of one machine", re.compile(r"(?<![\w.:/*-])/(?:work|tmp|root|home)\b(?!\()")),
