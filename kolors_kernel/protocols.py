@@ -50,6 +50,8 @@ class SupportsPosterior(Protocol):
     """An autoencoder that can be trained as a variational one."""
 
     module: nn.Module
+    scaling_factor: float
+    """What latents are multiplied by; a training sets it at its end, so that they have unit variance."""
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> mean and log variance of the unscaled latents, [B, C, h, w] each."""

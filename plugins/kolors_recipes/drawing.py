@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -76,7 +76,7 @@ def _denoiser(backbone: Backbone, schedule: NoiseSchedule, conditioning: Conditi
     return epsilon
 
 
-def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Iterable[str], *, seed: int) -> dict[str, Any]:
+def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Container[str], *, seed: int) -> dict[str, Any]:
     """Build those of the three parts that are needed, the adapters around the backbone."""
     configs = {name: getattr(recipe, name) for name in ("text_encoder", "autoencoder", "backbone") if name in needs}
     inputs = {"conditioning": recipe.text_encoder.spec(), "latents": recipe.autoencoder.spec()}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kolors_kernel.graph import Graph
-from kolors_recipes.drawing import Drawer, build_model, drawing_graph
+from kolors_recipes.drawing import Drawer, build_model
 from kolors_recipes.steps import TRAINING
-from kolors_recipes.training import RunnableStage, Training
+from kolors_recipes.training import RunnableStage, Training, require_trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +31,19 @@ def training_graph(given: Iterable[str]) -> Graph:
 
 
 def assemble(recipe: Train, ctx: BuildContext) -> Training:
-    """Build the parts that some stage's graph needs, and the job over them."""
-    graphs = [training_graph(stage.data.ports()) for stage in recipe.stages]
-    if any(stage.samples for stage in recipe.stages):
-        graphs.append(drawing_graph())
-    parts = build_model(recipe, ctx, [name for graph in graphs for name in graph.needs], seed=recipe.seed)
-    for part in parts.values():
-        part.module.requires_grad_(False)
-    stages = [_stage(stage, graph, recipe, parts, ctx) for stage, graph in zip(recipe.stages, graphs, strict=False)]
+    """Build the parts that some stage's graph needs, and the job over them.
+
+    Raises RecipeError for a part that is to be trained and has no weights, or cannot write them.
+    """
+    needs = {name for graph in recipe.graphs().values() for name in graph.needs}
+    parts = build_model(recipe, ctx, needs, seed=recipe.seed)
     trained = sorted({name for stage in recipe.stages for name in stage.trains})
+    for name in trained:
+        require_trainable(parts[name], f"{name} '{getattr(recipe, name).type}'")
+    for part in parts.values():
+        if hasattr(part, "module"):  # some have no weights, as a text encoder that looks characters up
+            part.module.requires_grad_(False)
+    stages = [_stage(stage, recipe, parts, ctx) for stage in recipe.stages]
 
     def save(folder: Path) -> None:
         for name in trained:
@@ -56,8 +60,8 @@ def assemble(recipe: Train, ctx: BuildContext) -> Training:
     )
 
 
-def _stage(stage: Stage, graph: Graph, recipe: Train, parts: Mapping[str, Any], ctx: BuildContext) -> RunnableStage:
-    schedule = stage.schedule.build(ctx)
+def _stage(stage: Stage, recipe: Train, parts: Mapping[str, Any], ctx: BuildContext) -> RunnableStage:
+    graph, schedule = training_graph(stage.data.ports()), stage.schedule.build(ctx)
     available = {**parts, "schedule": schedule}
     return RunnableStage(
         phase=stage,

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kolors_kernel.errors import RecipeError
 from kolors_kernel.graph import Graph, step
 from kolors_recipes.drawing import build_parts
-from kolors_recipes.training import RunnableStage, Training
+from kolors_recipes.training import RunnableStage, Training, require_trainable
 
 if TYPE_CHECKING:
     from kolors_kernel.component import BuildContext
@@ -61,10 +60,10 @@ def autoencoder_graph() -> Graph:
 
 
 def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
-    """Build the autoencoder and the job that trains it. Raises RecipeError for one that has no posterior."""
+    """Build the autoencoder and the job that trains it. Raises RecipeError for one that cannot be trained."""
     autoencoder = build_parts({"autoencoder": recipe.autoencoder}, ctx, seed=recipe.seed)["autoencoder"]
-    if not hasattr(autoencoder, "posterior"):
-        raise RecipeError(f"autoencoder '{recipe.autoencoder.type}' cannot be trained: it has no posterior")
+    able = ("module", "save", "posterior", "reconstruct", "scaling_factor")
+    require_trainable(autoencoder, f"autoencoder '{recipe.autoencoder.type}'", able=able)
     sources = [stage.data.build(ctx) for stage in recipe.stages]
     stages = [
         RunnableStage(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from kolors_kernel import BuildContext, load_recipe
 from kolors_kernel.errors import RecipeError, RunError, WeightsError
+from kolors_kernel.values import Conditioning
 
 WEIGHTS = ("backbone/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 Write = Callable[..., Path]
@@ -274,3 +275,21 @@ def test_the_learning_rate_rises_and_falls_as_set() -> None:
     assert rates[14] == pytest.approx(0.01 + 0.99 * 0.5)  # half way down
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
     assert {learning_rate(Optimizer(learning_rate=2.0), step, 9) for step in range(9)} == {2.0}
+
+
+def test_a_part_without_weights_is_trained_around_but_never_itself(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Table:
+        """A text encoder with nothing to learn: no module, nothing to save."""
+
+        def encode(self, prompts: Any) -> Conditioning:
+            return Conditioning(torch.ones(len(prompts), 4, 32), torch.ones(len(prompts), 32))
+
+    recipe = load_recipe(write(tiny.train((2, 1))), {"stages.0.trains": ["backbone"]})
+    monkeypatch.setattr(type(recipe.text_encoder), "build", lambda self, ctx: Table())  # type: ignore[attr-defined]
+    assert recipe.build(BuildContext(out=tmp_path / "out")).run()["steps"] == 3
+    assert [each.name for each in (tmp_path / "out/weights").iterdir()] == ["backbone"]
+    recipe = load_recipe(write(tiny.train((2, 1))))
+    with pytest.raises(RecipeError, match=r"text_encoder 'chatglm3' cannot be trained: it has no module and no save"):
+        recipe.build(BuildContext(out=tmp_path / "other"))
