@@ -70,9 +70,14 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is damaged: {error}; remove {checkpoint} to go on from the one before") from error
 
 
-def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raise RecipeError when a run of another recipe lies in `out`; more steps than before are the same run."""
+def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out: Path, *, finished: int) -> None:
+    """Raise RecipeError when a run of another recipe lies in `out`.
+
+    More steps than before are the same run, but not in the first `finished` stages: those are over.
+    """
     differing = _differences(written, now, "")
+    pairs = zip(written["stages"][:finished], now["stages"], strict=False)
+    differing += [f"stages.{i}.steps" for i, (was, new) in enumerate(pairs) if was["steps"] != new["steps"]]
     if differing:
         raise RecipeError(
             f"{out} holds a run of another recipe; it differs at {', '.join(differing[:5])}. "
@@ -83,7 +88,10 @@ def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out:
 RESUMABLE = frozenset(
     {"stages.*.steps", "stages.*.samples", "observers", "checkpoint_every", "keep", "log_every", "device"}
 )
-"""Settings that may change between a run and its continuation, since earlier steps did not depend on them."""
+"""Settings that may change between a run and its continuation: the steps that were done stay as they are.
+
+Of these only `steps` can have had a say in them, through the learning rate of a stage whose decay is cosine.
+"""
 
 
 def _differences(one: Any, other: Any, at: str) -> list[str]:

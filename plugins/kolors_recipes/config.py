@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from kolors_kernel.component import BuildContext
+from kolors_kernel.component import BuildContext, Settings
 from kolors_kernel.kinds import (
     AdapterConfig,
     AutoencoderConfig,
@@ -22,13 +22,12 @@ from kolors_kernel.kinds import (
     SolverConfig,
     TextEncoderConfig,
 )
+from kolors_kernel.values import LatentSpec
 from kolors_recipes import tiny
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
     from kolors_kernel.protocols import Job
-
-Pixels = Field(ge=8, le=16384)
 
 
 def by_type(name: str) -> object:
@@ -56,34 +55,44 @@ class ModelRecipe(RecipeConfig):
         return self
 
 
-class DrawingRecipe(ModelRecipe):
-    """What every recipe that draws pictures shares."""
+class Drawing(Settings):
+    """How pictures are drawn, in a recipe of their own or in the course of a training."""
 
-    schedule: NoiseScheduleConfig
-    """The noise schedule the backbone was trained with."""
+    height: int = Field(ge=8, le=16384)
+    """Pixels; a multiple of the autoencoder's downscale."""
+    width: int = Field(ge=8, le=16384)
+    """Pixels; a multiple of the autoencoder's downscale."""
     solver: SolverConfig = by_type("euler")  # type: ignore[assignment]
     """Carries noise to latents; holds the number of steps."""
     guidance: GuidanceConfig = by_type("classifier_free")  # type: ignore[assignment]
     """Steers towards the prompt."""
-    negative_prompt: str = ""
-    """What to steer away from, where the guidance uses it."""
-    height: int = Pixels
-    """Pixels; a multiple of the autoencoder's downscale."""
-    width: int = Pixels
-    """Pixels; a multiple of the autoencoder's downscale."""
-    seed: NonNegativeInt = 0
-    """Picture i is drawn from seed + i, whatever the batch."""
-    batch: PositiveInt = 8
-    """How many pictures are drawn at a time."""
 
-    @model_validator(mode="after")
-    def _size_fits(self) -> Self:
-        step = self.autoencoder.spec().downscale
+    def refuse_size_of_no_latents(self, latents: LatentSpec) -> None:
+        """Raise ValueError unless height and width are multiples of what one of these latents stands for."""
+        step = latents.downscale
         if self.height % step or self.width % step:
             near = [max(step, round(side / step) * step) for side in (self.height, self.width)]
             raise ValueError(
                 f"the size {self.height} x {self.width} is not a multiple of {step} pixels; try {near[0]} x {near[1]}"
             )
+
+
+class DrawingRecipe(Drawing, ModelRecipe):
+    """What every recipe that draws pictures shares."""
+
+    schedule: NoiseScheduleConfig
+    """The noise schedule the backbone was trained with."""
+    negative_prompt: str = ""
+    """What to steer away from, where the guidance uses it."""
+    seed: NonNegativeInt = 0
+    """Picture i begins with the noise of seed + i, whatever the batch. What a solver draws on the way, if it does,
+    comes from the generator of the first picture of a batch."""
+    batch: PositiveInt = 8
+    """How many pictures are drawn at a time."""
+
+    @model_validator(mode="after")
+    def _size_fits(self) -> Self:
+        self.refuse_size_of_no_latents(self.autoencoder.spec())
         return self
 
     def graphs(self) -> Mapping[str, Graph]:
@@ -136,6 +145,12 @@ class Evaluate(DrawingRecipe):
         return cls(**tiny.drawing(), prompts=prompts, metric=metric)
 
 
+def refuse_data_without_images(data: DataSourceConfig) -> None:
+    """Raise ValueError for a source that has no pictures in its batches, where they are to be encoded."""
+    if "images" not in data.ports():
+        raise ValueError(f"the data give {' and '.join(sorted(data.ports()))}, but the autoencoder reads images")
+
+
 class Precompute(RecipeConfig):
     """Store latents, text conditioning or both, by running that much of the training graph once."""
 
@@ -155,6 +170,7 @@ class Precompute(RecipeConfig):
     def _parts_are_there(self) -> Self:
         if "latents" not in self.outputs:
             raise ValueError("outputs must name latents: a store holds pictures in one form or the other")
+        refuse_data_without_images(self.data)
         for output, part in (("latents", "autoencoder"), ("conditioning", "text_encoder")):
             if output in self.outputs and getattr(self, part) is None:
                 raise ValueError(f"storing {output} needs the setting {part}")

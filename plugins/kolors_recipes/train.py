@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from kolors_kernel.graph import Graph
 from kolors_recipes.drawing import Drawer, build_model
 from kolors_recipes.steps import TRAINING
@@ -49,15 +47,7 @@ def assemble(recipe: Train, ctx: BuildContext) -> Training:
         for name in trained:
             parts[name].save(folder / name)
 
-    return Training(
-        recipe,
-        recipe,
-        stages,
-        observers=[observer.build(ctx) for observer in recipe.observers],
-        out=ctx.out,
-        device=torch.device(ctx.device),
-        save=save,
-    )
+    return Training.assemble(recipe, stages, ctx, save=save)
 
 
 def _stage(stage: Stage, recipe: Train, parts: Mapping[str, Any], ctx: BuildContext) -> RunnableStage:

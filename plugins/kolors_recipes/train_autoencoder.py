@@ -80,15 +80,7 @@ def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
         autoencoder.scaling_factor = _scaling_factor(autoencoder, sources[-1], recipe.seed)
         autoencoder.save(folder / "autoencoder")
 
-    return Training(
-        recipe,
-        recipe,
-        stages,
-        observers=[observer.build(ctx) for observer in recipe.observers],
-        out=ctx.out,
-        device=torch.device(ctx.device),
-        save=save,
-    )
+    return Training.assemble(recipe, stages, ctx, save=save)
 
 
 @torch.no_grad()

@@ -23,10 +23,10 @@ from kolors_recipes.signals import noticing_signals
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from kolors_kernel.component import BuildContext
     from kolors_kernel.graph import Graph
-    from kolors_kernel.kinds import RecipeConfig
     from kolors_kernel.protocols import DataSource, Observer
-    from kolors_recipes.training_config import Phase, TrainingSettings
+    from kolors_recipes.training_config import Phase, TrainingRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -67,36 +67,36 @@ class Training:
 
     def __init__(
         self,
-        recipe: RecipeConfig,
-        settings: TrainingSettings,
+        recipe: TrainingRecipe,
         stages: Sequence[RunnableStage],
-        *,
         observers: Sequence[Observer],
+        *,
         out: Path,
         device: torch.device,
         save: Callable[[Path], None],
     ) -> None:
         self.graphs: Mapping[str, Graph] = {stage.phase.name: stage.graph for stage in stages}
-        self._recipe, self._settings, self._stages = recipe.model_dump(mode="json"), settings, stages
-        self._observers, self._out, self._device, self._save = observers, out, device, save
+        self.recipe, self.device = recipe, device
+        self._stages, self._observers, self._out, self._save = stages, observers, out, save
         self._modules = {name: module for stage in stages for name, module in stage.trains.items()}
+
+    @classmethod
+    def assemble(
+        cls, recipe: TrainingRecipe, stages: Sequence[RunnableStage], ctx: BuildContext, *, save: Callable[[Path], None]
+    ) -> Training:
+        """Build the recipe's observers, and the job over its stages; `save` writes the parts into a folder."""
+        observers = [observer.build(ctx) for observer in recipe.observers]
+        return cls(recipe, stages, observers, out=ctx.out, device=torch.device(ctx.device), save=save)
 
     def run(self) -> Mapping[str, float]:
         """Train what is left to train; return the steps done and the last loss noted.
 
-        Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss is not
-        finite or the disk is full.
+        Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss or the
+        gradient is not finite or the disk is full, RecipeError when `out` holds a run of another recipe.
         """
         found = checkpoints.latest_checkpoint(self._out / "checkpoints")
-        at = Position()
-        if found is not None:
-            state = checkpoints.read_state(found)
-            checkpoints.refuse_other_recipe(state["recipe"], self._recipe, self._out)
-            at = Position(**state["position"])
-            for name, module in self._modules.items():
-                module.load_state_dict(checkpoints.read_tensors(found, name))
-            logger.info("going on from %s", found)
-        self._tell(Event("start", self._stages[at.stage].phase.name, at.step))
+        at = Position() if found is None else self._resume(found)
+        self.tell(Event("start", self._stages[at.stage].phase.name, at.step))
         figures: dict[str, float] = {}
         for stage in self._stages[at.stage :]:
             figures |= _StageRun(self, stage, at, found).run()
@@ -105,9 +105,33 @@ class Training:
         logger.info("weights: %s", self._out / "weights")
         return {"steps": at.step} | figures
 
-    def _tell(self, event: Event) -> None:
+    def _resume(self, found: Path) -> Position:
+        """Load the trained parts' weights from a checkpoint and return where it was written."""
+        state = checkpoints.read_state(found)
+        at = Position(**state["position"])
+        now = self.recipe.model_dump(mode="json")
+        checkpoints.refuse_other_recipe(state["recipe"], now, self._out, finished=at.stage)
+        for name, module in self._modules.items():
+            module.load_state_dict(checkpoints.read_tensors(found, name))
+        logger.info("going on from %s", found)
+        return at
+
+    def tell(self, event: Event) -> None:
+        """Tell every observer."""
         for observer in self._observers:
             observer.on(event)
+
+    def keep(self, at: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint of every trained part, of the stage's own tensors by file name, and of where it is."""
+        parts = {name: module.state_dict() for name, module in self._modules.items()}
+        state = {"position": asdict(at), "recipe": self.recipe.model_dump(mode="json")}
+        folder = self._out / "checkpoints"
+        checkpoints.write_checkpoint(folder, at.step, parts | dict(tensors), state, keep=self.recipe.keep)
+        self.tell(Event("checkpoint", self._stages[at.stage].phase.name, at.step))
+
+    def save(self) -> None:
+        """Write the weights as they are."""
+        self._save(self._out / "weights")
 
 
 class _StageRun:
@@ -123,7 +147,8 @@ class _StageRun:
             restore_optimizer(self._optimizer, checkpoints.read_tensors(found, "optimizer"))
             for name, average in self._averages.items():
                 average.restore(checkpoints.read_tensors(found, f"{name}.average"))
-        self._unread: list[Tensor] = []  # losses since the last note: reading each one would make a GPU wait
+        # Loss and norm of the gradient of each step since the last note: reading them would make a GPU wait.
+        self._unread: list[Tensor] = []
 
     def run(self) -> dict[str, float]:
         job, at, phase = self._job, self._at, self._stage.phase
@@ -132,12 +157,12 @@ class _StageRun:
         with noticing_signals() as stop, Progress(phase.name, phase.steps, done=at.stage_step) as progress:
             while at.stage_step < phase.steps:
                 self._step(next(batches))
-                if at.step % job._settings.log_every == 0 or at.stage_step == phase.steps:
+                if at.step % job.recipe.log_every == 0 or at.stage_step == phase.steps:
                     figures = self._note()
                 progress.advance(f"loss {figures['loss']:.4f}" if figures else "")
                 if self._stage.draw is not None and at.step % self._stage.draw_every == 0:
                     self._show(self._stage.draw)
-                if stop.signal is not None or at.step % job._settings.checkpoint_every == 0:
+                if stop.signal is not None or at.step % job.recipe.checkpoint_every == 0:
                     self._checkpoint()
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, f"step {at.step} is kept; run it again with the same --out to go on")
@@ -145,57 +170,53 @@ class _StageRun:
             self._checkpoint()
         for average in self._averages.values():
             average.adopt()  # what is saved is what the next stage starts from
-        job._save(job._out / "weights")
-        job._tell(Event("stage_end", phase.name, at.step))
+        job.save()
+        job.tell(Event("stage_end", phase.name, at.step))
         for module in self._stage.trains.values():
             module.requires_grad_(False)
         return figures
 
     def _step(self, batch: Batch) -> None:
-        at, phase, device = self._at, self._stage.phase, self._job._device
+        at, phase, device = self._at, self._stage.phase, self._job.device
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(phase.optimizer, at.stage_step, phase.steps)
-        random = torch.Generator().manual_seed(self._job._settings.seed * 1_000_003 + at.step)
+        random = torch.Generator().manual_seed(self._job.recipe.seed * 1_000_003 + at.step)
         with torch.autocast(device.type, torch.bfloat16, enabled=phase.autocast == "bfloat16"):
             (loss,) = self._stage.graph.run(random=random, **_ports(batch, device), **self._stage.ports)
         loss.backward()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, phase.optimizer.clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, phase.optimizer.clip, foreach=True)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         for average in self._averages.values():
             average.update()
-        self._unread.append(loss.detach())
+        self._unread.append(torch.stack([loss.detach(), norm.to(loss)]))
         at.step, at.stage_step, at.batch = at.step + 1, at.stage_step + 1, at.batch + 1
 
     def _note(self) -> dict[str, float]:
-        loss = float(torch.stack(self._unread).double().mean())
+        loss, norm = torch.stack(self._unread).double().mean(0).tolist()
         self._unread.clear()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            wrong = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             raise RunError(
-                f"the loss is {loss} near step {self._at.step} of stage '{self._stage.phase.name}'; the last "
+                f"{wrong} near step {self._at.step} of stage '{self._stage.phase.name}'; the last "
                 "checkpoint is untouched. A lower optimizer.learning_rate or autocast: off may help"
             )
         rate = float(self._optimizer.param_groups[0]["lr"])
         figures = {"loss": loss, "learning_rate": rate}
-        self._job._tell(Event("train_step", self._stage.phase.name, self._at.step, scalars=figures))
+        self._job.tell(Event("train_step", self._stage.phase.name, self._at.step, scalars=figures))
         return figures
 
     def _show(self, draw: Callable[[], tuple[Tensor, Sequence[str]]]) -> None:
         with self._averaged():
             images, prompts = draw()
-        self._job._tell(Event("samples", self._stage.phase.name, self._at.step, images=images, prompts=prompts))
+        self._job.tell(Event("samples", self._stage.phase.name, self._at.step, images=images, prompts=prompts))
 
     def _checkpoint(self) -> None:
         if self._unread:
-            self._note()  # a loss that is not finite must not reach the disk
-        tensors: dict[str, Mapping[str, Tensor]] = {"optimizer": optimizer_state(self._optimizer)}
-        tensors |= {name: module.state_dict() for name, module in self._job._modules.items()}
-        tensors |= {f"{name}.average": average.state() for name, average in self._averages.items()}
-        state = {"position": asdict(self._at), "recipe": self._job._recipe}
-        folder, keep = self._job._out / "checkpoints", self._job._settings.keep
-        checkpoints.write_checkpoint(folder, self._at.step, tensors, state, keep=keep)
-        self._job._tell(Event("checkpoint", self._stage.phase.name, self._at.step))
+            self._note()  # weights moved by a gradient that is not finite must not reach the disk
+        averages = {f"{name}.average": average.state() for name, average in self._averages.items()}
+        self._job.keep(self._at, {"optimizer": optimizer_state(self._optimizer), **averages})
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -206,7 +227,7 @@ class _StageRun:
 
     def _batches(self) -> Iterator[Batch]:
         """Yield batches without end from where the run is, noting each new epoch."""
-        at, seed = self._at, self._job._settings.seed
+        at, seed = self._at, self._job.recipe.seed
         while True:
             before = at.batch
             yield from self._stage.data.batches(seed=seed, epoch=at.epoch, skip=at.batch)

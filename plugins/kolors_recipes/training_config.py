@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -11,14 +11,12 @@ from kolors_kernel.component import BuildContext, Settings
 from kolors_kernel.kinds import (
     AutoencoderConfig,
     DataSourceConfig,
-    GuidanceConfig,
     NoiseScheduleConfig,
     ObserverConfig,
     RecipeConfig,
-    SolverConfig,
 )
 from kolors_recipes import tiny
-from kolors_recipes.config import ModelRecipe, Pixels, by_type
+from kolors_recipes.config import Drawing, ModelRecipe, refuse_data_without_images
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
@@ -33,7 +31,7 @@ class Optimizer(Settings):
     warmup: NonNegativeInt = 0
     """Steps over which the rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
-    """What the rate does after warm-up: stay, or fall to a hundredth at the stage's last step."""
+    """What the rate does after warm-up: stay, or fall along half a cosine to a hundredth where the stage ends."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment."""
     weight_decay: NonNegativeFloat = 0.01
@@ -46,7 +44,7 @@ class Phase(Settings):
     """What every stretch of training shares."""
 
     name: str
-    """What it is called in logs and checkpoints."""
+    """What it is called in logs, by another name than the other stages."""
     data: DataSourceConfig
     """Where the samples come from."""
     steps: PositiveInt
@@ -59,21 +57,13 @@ class Phase(Settings):
     """Decay of the moving average of the weights, which is what is saved and drawn with; 0: none."""
 
 
-class Samples(Settings):
+class Samples(Drawing):
     """Pictures drawn in the course of training, with the averaged weights."""
 
     prompts: list[str] = Field(min_length=1)
     """One picture each."""
     every: PositiveInt
     """Optimiser steps between two grids."""
-    height: int = Pixels
-    """Pixels."""
-    width: int = Pixels
-    """Pixels."""
-    solver: SolverConfig = by_type("euler")  # type: ignore[assignment]
-    """Carries noise to latents."""
-    guidance: GuidanceConfig = by_type("classifier_free")  # type: ignore[assignment]
-    """Steers towards the prompt."""
 
 
 class Stage(Phase):
@@ -87,9 +77,11 @@ class Stage(Phase):
     """Pictures to draw along the way."""
 
 
-class TrainingSettings(Settings):
+class TrainingRecipe(RecipeConfig):
     """What every recipe that trains shares."""
 
+    stages: Sequence[Phase] = Field(min_length=1)
+    """One after the other, the weights flowing from each to the next."""
     seed: NonNegativeInt = 0
     """All order and noise come from it."""
     checkpoint_every: PositiveInt = 1000
@@ -101,8 +93,16 @@ class TrainingSettings(Settings):
     observers: list[ObserverConfig] = Field(default=[{"type": "jsonl"}], validate_default=True)
     """Who watches."""
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{names.count(name)} stages are called '{name}'; give each a name of its own")
+        return self
 
-class Train(TrainingSettings, ModelRecipe):
+
+class Train(TrainingRecipe, ModelRecipe):
     """Train the text-to-image model in stages; run it again with the same --out to go on where it stopped."""
 
     type: Literal["train"] = "train"
@@ -116,6 +116,13 @@ class Train(TrainingSettings, ModelRecipe):
                 raise ValueError(
                     f"stage '{stage.name}' trains the text encoder but reads stored conditioning; read captions instead"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> Self:
+        for stage in self.stages:
+            if stage.samples is not None:
+                stage.samples.refuse_size_of_no_latents(self.autoencoder.spec())
         return self
 
     def graphs(self) -> Mapping[str, Graph]:
@@ -146,7 +153,7 @@ class AutoencoderStage(Phase):
     """Weight of the divergence of the posterior from a unit Gaussian, beside the mean absolute error."""
 
 
-class TrainAutoencoder(TrainingSettings, RecipeConfig):
+class TrainAutoencoder(TrainingRecipe):
     """Train an autoencoder on pictures, and set its scaling factor so that latents have unit variance."""
 
     type: Literal["train_autoencoder"] = "train_autoencoder"
@@ -154,6 +161,12 @@ class TrainAutoencoder(TrainingSettings, RecipeConfig):
     """What is trained."""
     stages: list[AutoencoderStage] = Field(min_length=1)
     """One after the other."""
+
+    @model_validator(mode="after")
+    def _pictures_are_there(self) -> Self:
+        for stage in self.stages:
+            refuse_data_without_images(stage.data)
+        return self
 
     def graphs(self) -> Mapping[str, Graph]:
         """Return the training graph of each stage."""

@@ -293,3 +293,51 @@ def test_a_part_without_weights_is_trained_around_but_never_itself(
     recipe = load_recipe(write(tiny.train((2, 1))))
     with pytest.raises(RecipeError, match=r"text_encoder 'chatglm3' cannot be trained: it has no module and no save"):
         recipe.build(BuildContext(out=tmp_path / "other"))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_though_the_loss_before_it_is(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(parameters: Any, *_: Any, **__: Any) -> torch.Tensor:
+        for parameter in parameters:
+            parameter.grad.fill_(torch.nan)
+        return torch.tensor(torch.nan)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    with pytest.raises(RunError, match=r"the gradient's norm is nan near step 1 of stage 'concept'"):
+        run(write(tiny.train((1, 1))), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_stage_that_is_over_cannot_get_more_steps(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
+    path = write(tiny.train((1, 1)))
+    run(path, tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"differs at stages\.0\.steps\."):
+        run(path, tmp_path / "out", stages__0__steps=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stages.1.name": "concept"}, "2 stages are called 'concept'"),
+        ({"stages.0.samples": {"every": 1, "prompts": ["x"], "height": 18, "width": 16}}, "18 x 16 is not a multiple"),
+    ],
+)
+def test_a_stage_that_could_not_run_as_told_is_refused_when_the_recipe_is_read(
+    tiny: SimpleNamespace, write: Write, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write(tiny.train()), settings)
+
+
+@pytest.mark.parametrize("recipe", ["train_autoencoder", "precompute"])
+def test_data_without_pictures_are_refused_where_pictures_are_encoded(
+    tiny: SimpleNamespace, write: Write, recipe: str
+) -> None:
+    data = tiny.fruit(pictures="latents")
+    others = {
+        "train_autoencoder": {"stages": [{"name": "only", "data": data, "steps": 1}]},
+        "precompute": {"data": data, "sink": {"type": "zarr"}, "outputs": ["latents"]},
+    }
+    with pytest.raises(RecipeError, match="the data give captions and latents, but the autoencoder reads images"):
+        load_recipe(write({"type": recipe, "autoencoder": tiny.autoencoder, **others[recipe]}))
