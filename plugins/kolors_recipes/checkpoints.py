@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +28,11 @@ def write_checkpoint(
     says so.
     """
     final = folder / f"{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
+    temporary = folder / ".partial"
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():  # left by a run that was killed while it wrote
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
         for name, group in tensors.items():
             save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
         (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")

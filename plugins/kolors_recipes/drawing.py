@@ -90,7 +90,7 @@ def build_model(recipe: ModelRecipe, ctx: BuildContext, needs: Container[str], *
 def build_parts(
     configs: Mapping[str, Any], ctx: BuildContext, *, seed: int, **inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Build parts by name, each with its `inputs`; one without weights starts from `seed`, whatever else is built."""
+    """Build parts by name, each with its `inputs`; random weights that torch draws come from `seed`, part by part."""
     parts: dict[str, Any] = {}
     with torch.random.fork_rng():
         for name, config in configs.items():
@@ -106,7 +106,7 @@ class Drawer:
         self, parts: Mapping[str, Any], recipe: ModelRecipe, ctx: BuildContext, *, negative_prompt: str = ""
     ) -> None:
         self.graph = drawing_graph()
-        self._parts, self._negative = parts, negative_prompt
+        self.parts, self._negative = parts, negative_prompt
         self._latents = recipe.autoencoder.spec()
         self._device, self._dtype = torch.device(ctx.device), getattr(torch, ctx.dtype)
 
@@ -126,7 +126,7 @@ class Drawer:
         shape = (self._latents.channels, height // self._latents.downscale, width // self._latents.downscale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
-        doubled = self._parts["guidance"].uses_negative
+        doubled = self.parts["guidance"].uses_negative
         rows = len(prompts) * (2 if doubled else 1)
         (images,) = self.graph.run(
             captions=[self._negative] * len(prompts) + list(prompts) if doubled else list(prompts),
@@ -134,6 +134,6 @@ class Drawer:
             size=torch.tensor([[height, width, 0, 0, height, width]] * rows, device=self._device),
             random=generators[0],
             tick=tick,
-            **self._parts,
+            **self.parts,
         )
         return torch.as_tensor(images).float().clamp(-1, 1).cpu()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kolors_recipes.drawing import Drawer
 from kolors_recipes.pictures import contact_sheet, save_png
 from kolors_recipes.progress import Progress
+from kolors_weights.writing import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +53,7 @@ class EvaluateJob:
                 save_png(contact_sheet(images, columns=8), sheet, text={"prompts": prompts})
                 progress.advance(by=len(batch))
         report = self._out / "report.json"
-        temporary = report.with_suffix(".part")
-        temporary.write_text(json.dumps(self._metric.compute(), indent=1, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(report)
+        text = json.dumps(self._metric.compute(), indent=1, ensure_ascii=False)
+        write_file(report, lambda file: file.write_text(text, encoding="utf-8"))
         logger.info("report: %s", report)
         return {"pictures": len(cases)}

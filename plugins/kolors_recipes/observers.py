@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kolors_recipes.pictures import contact_sheet, save_png
+from kolors_weights.writing import write_file
 
 if TYPE_CHECKING:
     from kolors_kernel.values import Event
@@ -33,9 +34,7 @@ class JSONLObserver:
             return
         lines = self._path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        temporary = self._path.with_suffix(".part")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_file(self._path, lambda file: file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
 
 
 class ImageGridObserver:

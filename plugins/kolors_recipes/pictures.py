@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from kolors_kernel.errors import RunError
+from kolors_weights.writing import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +40,4 @@ def save_png(picture: Image.Image, path: Path, *, text: Mapping[str, str] = NONE
     chunks = PngInfo()
     for key, value in text.items():
         chunks.add_itxt(key, value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="png", pnginfo=chunks)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    write_file(path, lambda file: picture.save(file, format="png", pnginfo=chunks))

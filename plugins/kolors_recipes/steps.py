@@ -9,6 +9,8 @@ import torch
 from kolors_kernel.graph import step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kolors_kernel.protocols import Autoencoder, Backbone, NoiseSchedule, TextEncoder
     from kolors_kernel.values import (
         Captions,
@@ -78,8 +80,12 @@ def prediction_target(
 @step(writes="loss")
 def squared_error(prediction: Prediction, target: Prediction, weight: Weights) -> Loss:
     """Return the mean squared error over pixels, then the weighted mean over samples."""
-    each = (prediction.float() - target.float()).square().flatten(1).mean(1)
-    return (each * weight).sum() / weight.sum()
+    return weighted_mean((prediction.float() - target.float()).square(), weight)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of values [B, ...] within each sample, then over samples by weight [B]: copies of 0 count not."""
+    return (values.flatten(1).mean(1) * weight).sum() / weight.sum()
 
 
 TRAINING = (

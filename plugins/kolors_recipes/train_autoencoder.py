@@ -11,6 +11,7 @@ import torch
 
 from kolors_kernel.graph import Graph, step
 from kolors_recipes.drawing import build_parts
+from kolors_recipes.steps import weighted_mean
 from kolors_recipes.training import RunnableStage, Training, require_trainable
 
 if TYPE_CHECKING:
@@ -26,12 +27,17 @@ MEASURED = 32
 
 
 @step(writes=("latents", "divergence"))
-def draw_posterior(images: Images, autoencoder: SupportsPosterior, random: Random) -> tuple[Latents, Loss]:
-    """Draw unscaled latents, and return the divergence of their posterior from a unit Gaussian, a mean per value."""
+def draw_posterior(
+    images: Images, autoencoder: SupportsPosterior, random: Random, weight: Weights
+) -> tuple[Latents, Loss]:
+    """Draw unscaled latents; return the divergence of their posterior from a unit Gaussian too.
+
+    It is a mean over the values of a latent and the weighted mean over samples.
+    """
     mean, log_variance = autoencoder.posterior(images)
     noise = torch.randn(mean.shape, generator=random).to(mean)
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    return mean + (0.5 * log_variance).exp() * noise, divergence
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return mean + (0.5 * log_variance).exp() * noise, weighted_mean(divergence, weight)
 
 
 @step(writes="reconstruction")
@@ -45,8 +51,7 @@ def reconstruction_error(
     images: Images, reconstruction: Images, divergence: Loss, kl_weight: float, weight: Weights
 ) -> Loss:
     """Return the weighted mean absolute error over pixels and samples, plus the weighted divergence."""
-    each = (reconstruction.float() - images).abs().flatten(1).mean(1)
-    return (each * weight).sum() / weight.sum() + kl_weight * divergence
+    return weighted_mean((reconstruction.float() - images).abs(), weight) + kl_weight * divergence
 
 
 def autoencoder_graph() -> Graph:

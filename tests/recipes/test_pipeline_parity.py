@@ -135,7 +135,7 @@ def test_ten_guided_steps_draw_what_the_kolors_pipeline_draws(
             size=torch.tensor([[*SIZE, 0, 0, *SIZE]] * 4),
             random=torch.Generator().manual_seed(0),
             tick=lambda: None,
-            **drawer._parts,
+            **drawer.parts,
         )
     ours = (images / 2 + 0.5).clamp(0, 1)
     assert ours.dtype == kind and expected.std() > 0.01

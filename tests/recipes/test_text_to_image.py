@@ -129,7 +129,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_picture(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(pictures.Image.Image, "save", full)
-    with pytest.raises(RunError, match=r"cannot write .*000\.png: No space left"):
+    with pytest.raises(RunError, match=r"000\.png could not be written: .*No space left"):
         draw(write(tiny.drawing()), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 

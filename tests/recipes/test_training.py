@@ -10,18 +10,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from kolors_recipes import checkpoints, training
 from kolors_recipes.optimizer import learning_rate
+from kolors_recipes.train_autoencoder import autoencoder_graph
 from kolors_recipes.training_config import Optimizer
 from PIL import Image
 from safetensors.torch import load_file
 
-from kolors_kernel import BuildContext, load_recipe
+from kolors_kernel import BuildContext, discover, load_recipe
 from kolors_kernel.errors import RecipeError, RunError, WeightsError
+from kolors_kernel.kinds import AutoencoderConfig
 from kolors_kernel.values import Conditioning
 
 WEIGHTS = ("backbone/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
@@ -341,3 +343,30 @@ def test_data_without_pictures_are_refused_where_pictures_are_encoded(
     }
     with pytest.raises(RecipeError, match="the data give captions and latents, but the autoencoder reads images"):
         load_recipe(write({"type": recipe, "autoencoder": tiny.autoencoder, **others[recipe]}))
+
+
+def test_copies_of_weight_zero_do_not_count_in_the_loss_of_an_autoencoder(tiny: SimpleNamespace) -> None:
+    config = cast(AutoencoderConfig, discover().find("autoencoder", "sdxl_vae").model_validate(tiny.autoencoder))
+    autoencoder = config.build(BuildContext())
+    graph, images = autoencoder_graph(), torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def loss(images: torch.Tensor, weight: list[float]) -> torch.Tensor:
+        random, ports = torch.Generator().manual_seed(1), {"images": images, "weight": torch.tensor(weight)}
+        (found,) = graph.run(random=random, kl_weight=1.0, autoencoder=autoencoder, **ports)
+        return torch.as_tensor(found)
+
+    other = images.clone()
+    other[2] = 1 - other[2]
+    assert torch.equal(loss(images, [1, 1, 0]), loss(other, [1, 1, 0]))
+    assert not torch.equal(loss(images, [1, 1, 1]), loss(other, [1, 1, 1]))
+
+
+def test_what_a_killed_run_left_of_a_checkpoint_is_cleared_away(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path
+) -> None:
+    left = tmp_path / "out/checkpoints/.partial"
+    left.mkdir(parents=True)
+    (left / "stale.safetensors").write_bytes(b"half a file")
+    run(write(tiny.train((1, 1))), tmp_path / "out")
+    assert sorted(each.name for each in left.parent.iterdir()) == ["00000001", "00000002"]
+    assert not list(left.parent.rglob("stale*"))
