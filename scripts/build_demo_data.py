@@ -267,7 +267,7 @@ def main() -> None:
         files = {style: read_pictures(archives[name], PACKAGES[name].pictures) for style, name in PICTURES.items()}
         concepts = [c for c in read_concepts(archives[WORDS]) if all(c.key in files[style] for style in STYLES)]
     made = list(samples(concepts, files))
-    count = ZarrSink(path=given.out).build(BuildContext()).write(made)
+    count = ZarrSink(path=given.out).build(BuildContext(out=Path())).write(made)
     print(f"{given.out}: {count} pictures of {len(concepts)} concepts")
     if given.tokenizer:
         texts = (text for sample in made for text in sample.record.captions.values())
