@@ -298,6 +298,8 @@ def kolors_components():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that a script runs in the background ignores Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as program:
         assert program.stdout is not None and program.stderr is not None
         assert program.stdout.readline() == "asleep\n"
