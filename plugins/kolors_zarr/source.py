@@ -66,13 +66,6 @@ class ZarrDataSource:
         self._pictures = _Kept(self._read, keep=cache)
         self._texts = _Kept(store.conditioning, keep=cache)
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def steps_per_epoch(self, *, world: int = 1) -> int:
-        """Return how many batches an epoch has on each rank."""
-        return Plan(len(self.rows), self.batch, world).steps
-
     def records(self) -> list[SampleRecord]:
         """Return the records of the samples that passed, in stored order."""
         return [self.store.records[row] for row in self.rows]
