@@ -169,6 +169,7 @@ class AutoencoderContract(ComponentContract[AutoencoderConfig]):
         assert mean.shape == log_variance.shape == (2, spec.channels, 8, 4)
         rebuilt = autoencoder.reconstruct(mean)  # type: ignore[attr-defined]
         assert_close(rebuilt, autoencoder.decode(autoencoder.encode(images)), 1e-3)
+        assert_close(mean * autoencoder.scaling_factor, autoencoder.encode(images))  # type: ignore[attr-defined]
         module = autoencoder.module  # type: ignore[attr-defined]
         module.requires_grad_(True)
         mean, log_variance = autoencoder.posterior(images)

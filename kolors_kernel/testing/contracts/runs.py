@@ -66,6 +66,7 @@ class ObserverContract(ComponentContract[ObserverConfig]):
         """Return one event of each name, in the order of a run."""
         images = torch.zeros(2, 3, 16, 16)
         return [
+            Event("start", "concept", 0),
             Event("train_step", "concept", 1, {"loss": 0.5, "learning_rate": 1e-4}),
             Event("train_step", "concept", 2, {"loss": 0.25, "learning_rate": 1e-4}),
             Event("samples", "concept", 2, images=images, prompts=("一只猫", "a dog")),
