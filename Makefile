@@ -1,7 +1,7 @@
 # make quickstart   install, then draw pictures with the small model that ships
 # make test         install what the tests need, then run the whole default suite
 # make lint         ruff, mypy --strict, import rules
-# make bench        measure start-up and the ops (BENCH="kernel ops")
+# make bench        measure start-up and the ops beside their peers (BENCH="kernel ops")
 # make docs         write docs/reference from the installed components
 #
 # PYTHON picks the interpreter (3.11 or later), PYTEST and BENCH add arguments: make test PYTEST="-m 'not slow'"
@@ -29,7 +29,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-dev
 	for name in $(BENCH); do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 docs: $(VENV)/installed
