@@ -79,10 +79,12 @@ def test_a_process_that_fails_is_an_error_with_what_it_said() -> None:
 
 
 def test_the_time_of_a_process_is_its_own_and_not_ours() -> None:
-    sample = measure.processes([sys.executable, "-S", "-c", "sum(range(3_000_000))"], environment={})
-    taken = sample()
-    assert taken.cpu > 0
-    assert taken.wall > 0
+    busy, idle = (
+        measure.processes([sys.executable, "-S", "-c", program], environment={})()
+        for program in ("sum(range(20_000_000))", "pass")
+    )
+    assert busy.cpu > 2 * idle.cpu  # in this process nothing was computed for either
+    assert busy.wall > 0
 
 
 def test_a_row_has_the_promised_fields_and_the_header_says_where() -> None:
