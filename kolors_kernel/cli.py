@@ -26,6 +26,8 @@ from kolors_kernel.registry import discover
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # a letter that a terminal lacks is spelled out, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

@@ -84,6 +84,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
         polymorphic_serialization=True,  # without it a field typed by its kind dumps no setting of the component
         validate_default=True,

@@ -155,6 +155,8 @@ def _read(path: Path) -> Tree:
         raise RecipeError(f"{_shown(path)}{line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{_shown(path)}: not a YAML text: {_problem(error)}") from None
+    except OSError as error:
+        raise RecipeError(f"{_shown(path)} cannot be read: {error.strerror}") from None
     except RecursionError:
         raise RecipeError(f"{_shown(path)}: nested too deeply to be a recipe") from None
     if not isinstance(tree.data, dict):

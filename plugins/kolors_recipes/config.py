@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from kolors_kernel.component import BuildContext, Settings
 from kolors_kernel.kinds import (
@@ -28,6 +28,9 @@ from kolors_recipes import tiny
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
     from kolors_kernel.protocols import Job
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Small enough that a picture's or a step's number fits beside it in the 64 bits of torch's generator."""
 
 
 def by_type(name: str) -> object:
@@ -84,7 +87,7 @@ class DrawingRecipe(Drawing, ModelRecipe):
     """The noise schedule the backbone was trained with."""
     negative_prompt: str = ""
     """What to steer away from, where the guidance uses it."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Picture i begins with the noise of seed + i, whatever the batch. What a solver draws on the way, if it does,
     comes from the generator of the first picture of a batch."""
     batch: PositiveInt = 8

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kolors_kernel.errors import RecipeError, RunError
 from kolors_kernel.graph import Graph, step
 from kolors_kernel.values import Conditioning
 from kolors_recipes.steps import encode_prompts
@@ -92,11 +93,19 @@ def build_parts(
 ) -> dict[str, Any]:
     """Build parts by name, each with its `inputs`; random weights that torch draws come from `seed`, part by part."""
     parts: dict[str, Any] = {}
+    _require_device(ctx.device)
     with torch.random.fork_rng():
         for name, config in configs.items():
             torch.manual_seed(seed)
             parts[name] = config.build(ctx, **inputs.get(name, {}))
     return parts
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RecipeError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 class Drawer:
@@ -122,7 +131,10 @@ class Drawer:
     def draw(
         self, prompts: Sequence[str], *, seeds: Sequence[int], height: int, width: int, tick: Tick = lambda: None
     ) -> Tensor:
-        """Return one picture a prompt, [B, 3, H, W] float32 in [-1, 1]; the noise of each comes from its own seed."""
+        """Return one picture a prompt, [B, 3, H, W] float32 in [-1, 1]; the noise of each comes from its own seed.
+
+        Raises RunError when a picture is not a number.
+        """
         shape = (self._latents.channels, height // self._latents.downscale, width // self._latents.downscale)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=each) for each in generators])
@@ -136,4 +148,6 @@ class Drawer:
             tick=tick,
             **self.parts,
         )
+        if images.isnan().any():
+            raise RunError("a picture came out as not a number; the weights may be damaged, or dtype: float32 may help")
         return torch.as_tensor(images).float().clamp(-1, 1).cpu()

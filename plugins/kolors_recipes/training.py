@@ -84,7 +84,16 @@ class Training:
     def assemble(
         cls, recipe: TrainingRecipe, stages: Sequence[RunnableStage], ctx: BuildContext, *, save: Callable[[Path], None]
     ) -> Training:
-        """Build the recipe's observers, and the job over its stages; `save` writes the parts into a folder."""
+        """Build the recipe's observers, and the job over its stages; `save` writes the parts into a folder.
+
+        Raises RecipeError when `ctx.out` holds a run of another recipe: now, before a file of that run is touched.
+        """
+        found = checkpoints.latest_checkpoint(ctx.out / "checkpoints")
+        if found is not None:
+            state = checkpoints.read_state(found)
+            finished = Position(**state["position"]).stage
+            now = recipe.model_dump(mode="json")
+            checkpoints.refuse_other_recipe(state["recipe"], now, ctx.out, finished=finished)
         observers = [observer.build(ctx) for observer in recipe.observers]
         return cls(recipe, stages, observers, out=ctx.out, device=torch.device(ctx.device), save=save)
 
@@ -92,7 +101,7 @@ class Training:
         """Train what is left to train; return the steps done and the last loss noted.
 
         Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss or the
-        gradient is not finite or the disk is full, RecipeError when `out` holds a run of another recipe.
+        gradient is not finite or the disk is full.
         """
         found = checkpoints.latest_checkpoint(self._out / "checkpoints")
         at = Position() if found is None else self._resume(found)
@@ -107,10 +116,7 @@ class Training:
 
     def _resume(self, found: Path) -> Position:
         """Load the trained parts' weights from a checkpoint and return where it was written."""
-        state = checkpoints.read_state(found)
-        at = Position(**state["position"])
-        now = self.recipe.model_dump(mode="json")
-        checkpoints.refuse_other_recipe(state["recipe"], now, self._out, finished=at.stage)
+        at = Position(**checkpoints.read_state(found)["position"])
         for name, module in self._modules.items():
             module.load_state_dict(checkpoints.read_tensors(found, name))
         logger.info("going on from %s", found)

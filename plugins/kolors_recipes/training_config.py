@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -16,11 +16,13 @@ from kolors_kernel.kinds import (
     RecipeConfig,
 )
 from kolors_recipes import tiny
-from kolors_recipes.config import Drawing, ModelRecipe, refuse_data_without_images
+from kolors_recipes.config import Drawing, ModelRecipe, Seed, refuse_data_without_images
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
     from kolors_kernel.protocols import Job
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Settings):
@@ -32,7 +34,7 @@ class Optimizer(Settings):
     """Steps over which the rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """What the rate does after warm-up: stay, or fall along half a cosine to a hundredth where the stage ends."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moment."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay."""
@@ -53,7 +55,7 @@ class Phase(Settings):
     """How the weights move; its state starts fresh in every stage."""
     autocast: Literal["off", "bfloat16"] = "off"
     """Whether matrix products and convolutions run in bfloat16."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
+    ema: Share = 0.999
     """Decay of the moving average of the weights, which is what is saved and drawn with; 0: none."""
 
 
@@ -82,7 +84,7 @@ class TrainingRecipe(RecipeConfig):
 
     stages: Sequence[Phase] = Field(min_length=1)
     """One after the other, the weights flowing from each to the next."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """All order and noise come from it."""
     checkpoint_every: PositiveInt = 1000
     """Optimiser steps between checkpoints; one is also written when a signal stops the run."""

@@ -140,6 +140,10 @@ class SDXLVAE(AutoencoderConfig):
     def _check(self) -> Self:
         if self.path is not None and self.architecture is not None:
             raise ValueError(_TWO_SOURCES)
+        if self.tile is not None:
+            step = self.spec().downscale
+            if self.tile % step or self.tile < 4 * step:
+                raise ValueError(f"tile is {self.tile} pixels, must be a multiple of {step} and at least {4 * step}")
         return self
 
     @classmethod
@@ -153,16 +157,11 @@ class SDXLVAE(AutoencoderConfig):
         return LatentSpec(channels=architecture.latent_channels, downscale=architecture.downscale)
 
     def build(self, ctx: BuildContext) -> SDXLVAEAutoencoder:
-        """Make the autoencoder. Raises WeightsError when its weights are damaged, ValueError for a bad `tile`."""
+        """Make the autoencoder. Raises WeightsError when its weights are damaged."""
         from kolors_sdxl.autoencoder import SDXLVAEAutoencoder, load_vae, random_vae
         from kolors_sdxl.blocks import place
 
         architecture = self._architecture()
-        if self.tile is not None and (self.tile % architecture.downscale or self.tile < 4 * architecture.downscale):
-            raise ValueError(
-                f"tile is {self.tile} pixels, must be a multiple of {architecture.downscale} and at least "
-                f"{4 * architecture.downscale}"
-            )
         attention, op = self.attention.build(ctx), self.group_norm_silu.build(ctx)
         if self.path is None:
             module = random_vae(architecture, attention=attention, op=op, device=ctx.device)

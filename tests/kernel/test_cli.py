@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -246,6 +247,14 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, caps
 
 
 PROGRAM = [sys.executable, "-c", "import sys; from kolors_kernel.cli import main; sys.exit(main())"]
+
+
+def test_a_letter_that_the_terminal_cannot_show_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(cli, "_summary", lambda _: "画 one")
+    assert cli.main(["components"]) == 0
+    assert b"\\u753b one" in written.getvalue()
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

@@ -205,6 +205,18 @@ def test_a_file_of_bytes_is_no_recipe(tmp_path: Path, registry: Registry) -> Non
         load_recipe(tmp_path / "bytes.yaml", registry=registry)
 
 
+def test_a_file_that_may_not_be_read_is_wrong_input(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "private.yaml").touch()
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    with pytest.raises(RecipeError, match=r"private\.yaml cannot be read: Permission denied"):
+        load_recipe(tmp_path / "private.yaml", registry=registry)
+
+
 def test_numbers_are_read_as_people_write_them(load) -> None:
     found = load(GOOD + "rate: 1e-4\nstages: [{name: a, steps: 500_000}]\n")
     assert (found.rate, found.stages[0].steps) == (1e-4, 500_000)
