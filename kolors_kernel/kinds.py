@@ -106,6 +106,10 @@ class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"]):
     def ports(self) -> frozenset[Literal["images", "latents", "captions", "conditioning"]]:
         """Return which fields of a Batch this source fills, besides records, size and weight."""
 
+    def picture_size(self) -> tuple[int, int] | None:
+        """Return the height and width of the images in every batch; None where they vary or there are none."""
+        return None
+
 
 class DataSinkConfig(ComponentConfig, Builds["protocols.DataSink"]):
     """Stores samples for later."""

@@ -86,7 +86,7 @@ def discover() -> Registry:
     Raises PluginError when two plugins provide the same (kind, type).
     """
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
-    return assemble(_ours(), disabled=disabled, foreign=_of_other_versions())
+    return assemble(entry_points(group=hookspecs.GROUP), disabled=disabled, foreign=_of_other_versions())
 
 
 def assemble(
@@ -151,10 +151,6 @@ def _ask(entry: EntryPoint) -> tuple[list[type[ComponentConfig]], list[Traversab
         if inspect.isabstract(cls):
             raise PluginError(f"{cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
     return classes, [folder for found in manager.hook.kolors_recipes() for folder in found]
-
-
-def _ours() -> list[EntryPoint]:
-    return list(entry_points(group=hookspecs.GROUP))
 
 
 def _of_other_versions() -> dict[str, Plugin]:

@@ -58,6 +58,14 @@ class ModelRecipe(RecipeConfig):
         return self
 
 
+def refuse_size_of_no_latents(size: tuple[int, int], latents: LatentSpec) -> None:
+    """Raise ValueError unless height and width are multiples of what one of these latents stands for."""
+    step = latents.downscale
+    if any(side % step for side in size):
+        near = " x ".join(str(max(step, round(side / step) * step)) for side in size)
+        raise ValueError(f"the size {size[0]} x {size[1]} is not a multiple of {step} pixels; try {near}")
+
+
 class Drawing(Settings):
     """How pictures are drawn, in a recipe of their own or in the course of a training."""
 
@@ -69,15 +77,6 @@ class Drawing(Settings):
     """Carries noise to latents; holds the number of steps."""
     guidance: GuidanceConfig = by_type("classifier_free")  # type: ignore[assignment]
     """Steers towards the prompt."""
-
-    def refuse_size_of_no_latents(self, latents: LatentSpec) -> None:
-        """Raise ValueError unless height and width are multiples of what one of these latents stands for."""
-        step = latents.downscale
-        if self.height % step or self.width % step:
-            near = [max(step, round(side / step) * step) for side in (self.height, self.width)]
-            raise ValueError(
-                f"the size {self.height} x {self.width} is not a multiple of {step} pixels; try {near[0]} x {near[1]}"
-            )
 
 
 class DrawingRecipe(Drawing, ModelRecipe):
@@ -95,7 +94,7 @@ class DrawingRecipe(Drawing, ModelRecipe):
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:
-        self.refuse_size_of_no_latents(self.autoencoder.spec())
+        refuse_size_of_no_latents((self.height, self.width), self.autoencoder.spec())
         return self
 
     def graphs(self) -> Mapping[str, Graph]:
@@ -148,10 +147,12 @@ class Evaluate(DrawingRecipe):
         return cls(**tiny.drawing(), prompts=prompts, metric=metric)
 
 
-def refuse_data_without_images(data: DataSourceConfig) -> None:
-    """Raise ValueError for a source that has no pictures in its batches, where they are to be encoded."""
+def refuse_data_not_to_encode(data: DataSourceConfig, autoencoder: AutoencoderConfig) -> None:
+    """Raise ValueError for a source that has no pictures in its batches, or has them in a size of no latents."""
     if "images" not in data.ports():
         raise ValueError(f"the data give {' and '.join(sorted(data.ports()))}, but the autoencoder reads images")
+    if size := data.picture_size():
+        refuse_size_of_no_latents(size, autoencoder.spec())
 
 
 class Precompute(RecipeConfig):
@@ -173,10 +174,11 @@ class Precompute(RecipeConfig):
     def _parts_are_there(self) -> Self:
         if "latents" not in self.outputs:
             raise ValueError("outputs must name latents: a store holds pictures in one form or the other")
-        refuse_data_without_images(self.data)
         for output, part in (("latents", "autoencoder"), ("conditioning", "text_encoder")):
             if output in self.outputs and getattr(self, part) is None:
                 raise ValueError(f"storing {output} needs the setting {part}")
+        if self.autoencoder is not None:
+            refuse_data_not_to_encode(self.data, self.autoencoder)
         return self
 
     def graphs(self) -> Mapping[str, Graph]:

@@ -16,7 +16,7 @@ from kolors_kernel.kinds import (
     RecipeConfig,
 )
 from kolors_recipes import tiny
-from kolors_recipes.config import Drawing, ModelRecipe, Seed, refuse_data_without_images
+from kolors_recipes.config import Drawing, ModelRecipe, Seed, refuse_data_not_to_encode, refuse_size_of_no_latents
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
@@ -121,10 +121,12 @@ class Train(TrainingRecipe, ModelRecipe):
         return self
 
     @model_validator(mode="after")
-    def _samples_fit(self) -> Self:
+    def _pictures_fit(self) -> Self:
         for stage in self.stages:
+            if "images" in stage.data.ports():
+                refuse_data_not_to_encode(stage.data, self.autoencoder)
             if stage.samples is not None:
-                stage.samples.refuse_size_of_no_latents(self.autoencoder.spec())
+                refuse_size_of_no_latents((stage.samples.height, stage.samples.width), self.autoencoder.spec())
         return self
 
     def graphs(self) -> Mapping[str, Graph]:
@@ -167,7 +169,7 @@ class TrainAutoencoder(TrainingRecipe):
     @model_validator(mode="after")
     def _pictures_are_there(self) -> Self:
         for stage in self.stages:
-            refuse_data_without_images(stage.data)
+            refuse_data_not_to_encode(stage.data, self.autoencoder)
         return self
 
     def graphs(self) -> Mapping[str, Graph]:

@@ -71,6 +71,10 @@ class ZarrSource(DataSourceConfig):
         """Return the two fields chosen by `pictures` and `text`."""
         return frozenset({self.pictures, self.text})
 
+    def picture_size(self) -> tuple[int, int] | None:
+        """Return the square of `resolution`; latents have no such size."""
+        return (self.resolution, self.resolution) if self.pictures == "images" else None
+
     def build(self, ctx: BuildContext) -> ZarrDataSource:
         """Open the store. Raises DataError when it is not whole, or has not what is asked for."""
         from kolors_zarr.reader import Store

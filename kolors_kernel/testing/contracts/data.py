@@ -102,6 +102,7 @@ class DataSourceContract(ComponentContract[DataSourceConfig]):
                 assert batch.images.min() >= -1
                 assert batch.images.max() <= 1
                 assert batch.images.shape[2:] == tuple(batch.size[0, 4:].tolist())
+                assert self.config.picture_size() in (None, tuple(batch.images.shape[2:]))
 
     def test_order_comes_from_seed_and_epoch_alone(self) -> None:
         """Opened again, the same seed and epoch give the same batches, bit for bit."""
