@@ -265,7 +265,7 @@ class CompareSchedules(RecipeConfig):
             import matplotlib.figure  # noqa: F401  (asked for here, so that its absence is known before any work)
         from kolors_schedules.compare import ComparisonJob
 
-        built = {name: schedule.build(ctx) for name, schedule in self.schedules.items()}
+        built = {name: schedule.build(BuildContext()) for name, schedule in self.schedules.items()}
         return ComparisonJob(built, graphs=self.graphs(), out=ctx.out)
 
     @classmethod
