@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -45,6 +47,17 @@ def write_checkpoint(
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` for a while. Raises RecipeError when one is there; a killed one is not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RecipeError(f"another run is writing to {folder}; wait for it, or choose another --out") from None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

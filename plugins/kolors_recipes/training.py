@@ -101,18 +101,19 @@ class Training:
         """Train what is left to train; return the steps done and the last loss noted.
 
         Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss or the
-        gradient is not finite or the disk is full.
+        gradient is not finite or the disk is full, RecipeError when another run is at work in `out`.
         """
-        found = checkpoints.latest_checkpoint(self._out / "checkpoints")
-        at = Position() if found is None else self._resume(found)
-        self.tell(Event("start", self._stages[at.stage].phase.name, at.step))
-        figures: dict[str, float] = {}
-        for stage in self._stages[at.stage :]:
-            figures |= _StageRun(self, stage, at, found).run()
-            found = None
-            at = Position(step=at.step, stage=at.stage + 1)
-        logger.info("weights: %s", self._out / "weights")
-        return {"steps": at.step} | figures
+        with checkpoints.alone_in(self._out):
+            found = checkpoints.latest_checkpoint(self._out / "checkpoints")
+            at = Position() if found is None else self._resume(found)
+            self.tell(Event("start", self._stages[at.stage].phase.name, at.step))
+            figures: dict[str, float] = {}
+            for stage in self._stages[at.stage :]:
+                figures |= _StageRun(self, stage, at, found).run()
+                found = None
+                at = Position(step=at.step, stage=at.stage + 1)
+            logger.info("weights: %s", self._out / "weights")
+            return {"steps": at.step} | figures
 
     def _resume(self, found: Path) -> Position:
         """Load the trained parts' weights from a checkpoint and return where it was written."""

@@ -236,6 +236,13 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(
     assert same_weights(tmp_path / "whole", out)
 
 
+def test_two_runs_do_not_share_a_folder(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
+    path, out = write(tiny.train((1, 1))), tmp_path / "out"
+    with checkpoints.alone_in(out), pytest.raises(RecipeError, match="another run is writing to"):
+        run(path, out)
+    assert run(path, out)["steps"] == 2
+
+
 def test_a_damaged_checkpoint_is_named(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
     path, out = write(tiny.train((2, 1))), tmp_path / "out"
     run(path, out)
