@@ -5,7 +5,6 @@ import logging
 import sys
 
 import pytest
-
 from kolors_recipes import progress
 from kolors_recipes.progress import Progress
 
