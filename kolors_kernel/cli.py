@@ -155,11 +155,9 @@ def _shown_type(annotation: Any, notes: Sequence[Any] = ()) -> str:
 
 def _shown_default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
-    return json.dumps(value, ensure_ascii=False, default=_plainly)
-
-
-def _plainly(value: object) -> object:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+    return json.dumps(
+        value, ensure_ascii=False, default=lambda v: v.model_dump(mode="json") if isinstance(v, BaseModel) else str(v)
+    )
 
 
 def _summary(cls: type[ComponentConfig]) -> str:
@@ -171,8 +169,7 @@ def _load(options: argparse.Namespace) -> RecipeConfig:
 
 
 def _check(options: argparse.Namespace) -> None:
-    recipe = _load(options)
-    print(f"{options.recipe}: a valid {recipe.type} recipe")
+    print(f"{options.recipe}: a valid {_load(options).type} recipe")
 
 
 def _graph(options: argparse.Namespace) -> None:
@@ -186,10 +183,13 @@ def _run(options: argparse.Namespace) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
-    job = recipe.build(BuildContext(recipe.device, recipe.dtype, out))
-    write_recipe(recipe, out / "recipe.yaml")
-    for name, value in job.run().items():
-        print(f"{name}: {value:g}")
+    try:
+        job = recipe.build(BuildContext(recipe.device, recipe.dtype, out))
+        write_recipe(recipe, out / "recipe.yaml")
+        for name, value in job.run().items():
+            print(f"{name}: {value:g}")
+    finally:
+        logging.basicConfig(handlers=[], force=True)  # a caller in this process keeps no handler of ours
     print(f"results in {out}")
 
 
