@@ -13,6 +13,7 @@ KolorsError
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,14 +58,8 @@ class Interrupted(KolorsError):
     """The run was stopped by a signal after saving what was finished."""
 
     def __init__(self, signal_number: int, kept: str) -> None:
-        super().__init__(f"stopped by {_signal_name(signal_number)}; {kept}")
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; {kept}")
         self.exit_code = 128 + signal_number
-
-
-def _signal_name(number: int) -> str:
-    import signal
-
-    return signal.Signals(number).name
 
 
 @contextmanager

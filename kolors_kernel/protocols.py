@@ -46,10 +46,18 @@ class Autoencoder(Protocol):
         """Invert `encode`: latents [B, C, h, w] -> [B, 3, H, W], not clamped."""
 
 
-class SupportsPosterior(Protocol):
-    """An autoencoder that can be trained as a variational one."""
+class SupportsTraining(Protocol):
+    """A part whose weights a training may change."""
 
     module: nn.Module
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and safetensors into `folder`, made if absent: what its own config's `path` loads."""
+
+
+class SupportsPosterior(SupportsTraining, Protocol):
+    """An autoencoder that can be trained as a variational one."""
+
     scaling_factor: float
     """What latents are multiplied by; a training sets it at its end, so that they have unit variance."""
 
@@ -58,13 +66,6 @@ class SupportsPosterior(Protocol):
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Decode unscaled latents [B, C, h, w] -> [B, 3, H, W]."""
-
-
-class SupportsSave(Protocol):
-    """A part that writes itself as a folder that its own config's `path` loads again."""
-
-    def save(self, folder: Path) -> None:
-        """Write config.json and the weights as safetensors into `folder`, made if absent."""
 
 
 class Backbone(Protocol):

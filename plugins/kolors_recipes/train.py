@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kolors_kernel.component import BuildContext
+    from kolors_kernel.protocols import SupportsTraining
     from kolors_recipes.training_config import Samples, Stage, Train
 
 
@@ -35,17 +36,17 @@ def assemble(recipe: Train, ctx: BuildContext) -> Training:
     """
     needs = {name for graph in recipe.graphs().values() for name in graph.needs}
     parts = build_model(recipe, ctx, needs, seed=recipe.seed)
-    trained = sorted({name for stage in recipe.stages for name in stage.trains})
-    for name in trained:
-        require_trainable(parts[name], f"{name} '{getattr(recipe, name).type}'")
+    trained: dict[str, SupportsTraining] = {name: parts[name] for stage in recipe.stages for name in stage.trains}
+    for name, part in trained.items():
+        require_trainable(part, f"{name} '{getattr(recipe, name).type}'")
     for part in parts.values():
         if hasattr(part, "module"):  # some have no weights, as a text encoder that looks characters up
             part.module.requires_grad_(False)
     stages = [_stage(stage, recipe, parts, ctx) for stage in recipe.stages]
 
     def save(folder: Path) -> None:
-        for name in trained:
-            parts[name].save(folder / name)
+        for name, part in trained.items():
+            part.save(folder / name)
 
     return Training.assemble(recipe, stages, ctx, save=save)
 

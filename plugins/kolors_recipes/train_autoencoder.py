@@ -66,7 +66,8 @@ def autoencoder_graph() -> Graph:
 
 def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
     """Build the autoencoder and the job that trains it. Raises RecipeError for one that cannot be trained."""
-    autoencoder = build_parts({"autoencoder": recipe.autoencoder}, ctx, seed=recipe.seed)["autoencoder"]
+    parts = build_parts({"autoencoder": recipe.autoencoder}, ctx, seed=recipe.seed)
+    autoencoder: SupportsPosterior = parts["autoencoder"]
     able = ("module", "save", "posterior", "reconstruct", "scaling_factor")
     require_trainable(autoencoder, f"autoencoder '{recipe.autoencoder.type}'", able=able)
     sources = [stage.data.build(ctx) for stage in recipe.stages]
