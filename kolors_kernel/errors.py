@@ -1,15 +1,4 @@
-"""What can go wrong, for whom, and what would be right.
-
-KolorsError
-├── RecipeError         the recipe, its settings or a prompt is wrong     exit code 2
-├── PluginError         two plugins clash, or one misbehaves              exit code 2
-├── MissingDependency   an optional package is not installed              exit code 2
-├── GraphError          steps that do not fit together                    exit code 2
-├── WeightsError        a checkpoint that cannot be read or does not fit  exit code 2
-├── DataError           a store or data set that cannot be read           exit code 2
-├── RunError            the run itself failed: disk full, not finite ...  exit code 1
-└── Interrupted         stopped by a signal, finished work is kept        exit code 128 + signal
-"""
+"""What can go wrong, for whom, and what would be right."""
 
 from __future__ import annotations
 
@@ -19,7 +8,7 @@ from contextlib import contextmanager
 
 
 class KolorsError(Exception):
-    """The base of every error this project raises on purpose."""
+    """The base of every error this project raises on purpose. The exit code is 2 where the input is wrong."""
 
     exit_code = 2
 

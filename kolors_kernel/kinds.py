@@ -6,7 +6,7 @@ The object a `build` returns is described in `kolors_kernel.protocols`, under th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from kolors_kernel.component import BuildContext, ComponentConfig
@@ -106,9 +106,9 @@ class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"]):
     def ports(self) -> frozenset[Literal["images", "latents", "captions", "conditioning"]]:
         """Return which fields of a Batch this source fills, besides records, size and weight."""
 
-    def picture_size(self) -> tuple[int, int] | None:
-        """Return the height and width of the images in every batch; None where they vary or there are none."""
-        return None
+    def picture_sizes(self) -> Sequence[tuple[int, int]]:
+        """Return the heights and widths that the images of a batch may have; none where there are no images."""
+        return ()
 
 
 class DataSinkConfig(ComponentConfig, Builds["protocols.DataSink"]):
@@ -151,6 +151,12 @@ class GEGLUConfig(ComponentConfig, Builds["protocols.GEGLU"]):
     """The gated activation of the feed-forward layers: an op of the backbone."""
 
     kind: ClassVar[str] = "geglu"
+
+
+class WorkersConfig(ComponentConfig, Builds["protocols.Workers"]):
+    """Does independent pieces of work: here, in several processes, on several machines."""
+
+    kind: ClassVar[str] = "workers"
 
 
 class ObserverConfig(ComponentConfig, Builds["protocols.Observer"]):

@@ -7,7 +7,6 @@ N image tokens, A heads, E head width, G groups. `Supports...` are abilities tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from kolors_kernel.graph import Graph
-    from kolors_kernel.values import Batch, Conditioning, Event, Language, PromptCase, Sample, SampleRecord
+    from kolors_kernel.values import Batch, Conditioning, Event, Language, Part, PromptCase, Sample, SampleRecord
 
 Denoise: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """(x_t [B, C, h, w], t [B]) -> the noise epsilon in x_t [B, C, h, w]."""
@@ -44,28 +43,6 @@ class Autoencoder(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Invert `encode`: latents [B, C, h, w] -> [B, 3, H, W], not clamped."""
-
-
-class SupportsTraining(Protocol):
-    """A part whose weights a training may change."""
-
-    module: nn.Module
-
-    def save(self, folder: Path) -> None:
-        """Write config.json and safetensors into `folder`, made if absent: what its own config's `path` loads."""
-
-
-class SupportsPosterior(SupportsTraining, Protocol):
-    """An autoencoder that can be trained as a variational one."""
-
-    scaling_factor: float
-    """What latents are multiplied by; a training sets it at its end, so that they have unit variance."""
-
-    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] in [-1, 1] -> mean and log variance of the unscaled latents, [B, C, h, w] each."""
-
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """Decode unscaled latents [B, C, h, w] -> [B, 3, H, W]."""
 
 
 class Backbone(Protocol):
@@ -152,21 +129,30 @@ class DataSource(Protocol):
         """
 
 
-class SupportsInOrder(Protocol):
-    """A data source that can also be read as it is stored."""
+class SupportsParts(Protocol):
+    """A data source that can also be read as it is stored, a part at a time and by several processes."""
 
-    def in_order(self) -> Iterator[Batch]:
-        """Yield every sample once in stored order; `captions` is None, all of them are in the records."""
+    def parts(self, most: int) -> Sequence[Part]:
+        """Return every sample once, in parts of at most `most` whose pictures have one shape; always the same parts."""
+
+    def read(self, part: Part) -> Iterator[Batch]:
+        """Yield the samples of a part in its order; `captions` is None, all of them are in the records."""
 
 
 class DataSink(Protocol):
-    """Kind data_sink."""
+    """Kind data_sink: takes a set in parts, each whole or not at all, and shows nothing before it is published."""
 
-    def write(self, samples: Iterable[Sample]) -> int:
-        """Store the samples and publish them at the end, all or nothing; return how many there are.
+    part_size: int
+    """How many samples a part may have."""
 
-        All samples hold the same things in the same shapes. Raises DataError when the place is taken.
-        """
+    def missing(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts still to be written; raise DataError when another set is there, or a published one."""
+
+    def write(self, part: Part, samples: Iterable[Sample]) -> None:
+        """Store a part, in any process; to do it again changes nothing. All samples hold the same things."""
+
+    def publish(self, parts: Sequence[Part]) -> int:
+        """Show the parts to readers, all at once, and return how many samples there are."""
 
 
 class SampleFilter(Protocol):
@@ -224,6 +210,16 @@ class GEGLU(Protocol):
 
     def refuses(self, x: Tensor) -> str | None:
         """Say why this call cannot run here, or return None."""
+
+
+class Workers(Protocol):
+    """Kind workers."""
+
+    def map(self, make: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield each item with what a worker made of it, as they finish.
+
+        `make` is called once in each worker and returns the function; it and the items can be pickled.
+        """
 
 
 class Observer(Protocol):

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
@@ -106,24 +106,21 @@ def assemble(
     provided_by: dict[tuple[str, str], str] = {}
     folders: list[Traversable] = []
     for entry in sorted(found, key=lambda e: e.name):
-        distribution = entry.dist.name if entry.dist else "?"
-        plugin = Plugin(entry.name, entry.value, distribution)
+        plugin = Plugin(entry.name, entry.value, entry.dist.name if entry.dist else "?")
         if entry.name in seen:
-            raise PluginError(
-                f"two plugins are called '{entry.name}': {plugins[entry.name].distribution} and {distribution}; "
-                "uninstall one"
-            )
+            both = f"{plugins[entry.name].distribution} and {plugin.distribution}"
+            raise PluginError(f"two plugins are called '{entry.name}': {both}; uninstall one")
         seen.add(entry.name)
+        plugins[entry.name] = plugin
         if entry.name in disabled:
-            plugins[entry.name] = Plugin(entry.name, entry.value, distribution, f"disabled by {DISABLE}")
+            plugins[entry.name] = replace(plugin, problem=f"disabled by {DISABLE}")
             continue
         try:
             classes, recipes = _ask(entry)
         except Exception as error:  # the one place where any failure is caught: a stranger's code must not stop us
             problem = " ".join(f"{type(error).__name__}: {error}".split())  # one line, whatever it said
-            plugins[entry.name] = Plugin(entry.name, entry.value, distribution, problem)
+            plugins[entry.name] = replace(plugin, problem=problem)
             continue
-        plugins[entry.name] = plugin
         folders += recipes
         for cls in classes:
             key = (cls.kind, type_name(cls))

@@ -77,16 +77,29 @@ class SampleRecord:
 class Sample:
     """One sample as a store keeps it: its record, and what there is of the picture and of its text.
 
-    image: an encoded picture (PNG, JPEG, WebP); latents [C, h, w]; conditioning by caption key, `NO_CAPTION` among
-    them, each with a batch of one. size: how the picture behind the latents was cut, a row of `Batch.size` in whole
-    pixels; None for the whole picture at its original size.
+    image: an encoded picture (PNG, JPEG, WebP); pixels uint8 [3, H, W]; latents [C, h, w]; conditioning by caption
+    key, `NO_CAPTION` among them, each with a batch of one. size: how the picture behind pixels or latents was cut, a
+    row of `Batch.size` in whole pixels; None for the whole picture at its original size.
     """
 
     record: SampleRecord
     image: bytes | None = None
+    pixels: Tensor | None = None
     latents: Tensor | None = None
     conditioning: Mapping[str, Conditioning] = field(default_factory=lambda: MappingProxyType({}))
     size: tuple[int, int, int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a data set that one worker does in one go, under a name fit for a file.
+
+    `rows` are the source's numbers of its samples; `size` is the height and width their pictures are brought to.
+    """
+
+    name: str
+    size: tuple[int, int]
+    rows: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,8 @@ class Batch:
     """One training batch of a data source; what the source does not supply is None.
 
     size [B, 6]: original height and width, crop top and left, target height and width, in pixels (the
-    micro-conditioning). images [B, 3, H, W] in [-1, 1]; latents [B, C, h, w]; weight [B], 0 for padding copies.
+    micro-conditioning). images uint8 [B, 3, H, W], as they come cheapest to a device; latents [B, C, h, w], in the
+    dtype they are stored in; weight [B], 0 for padding copies.
     """
 
     records: Sequence[SampleRecord]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from kolors_kernel.graph import Graph
 from kolors_recipes.drawing import Drawer, build_model
 from kolors_recipes.steps import TRAINING
-from kolors_recipes.training import RunnableStage, Training, require_trainable
+from kolors_recipes.trainable import require_trainable
+from kolors_recipes.training import RunnableStage, Training
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kolors_kernel.component import BuildContext
-    from kolors_kernel.protocols import SupportsTraining
+    from kolors_recipes.trainable import SupportsTraining
     from kolors_recipes.training_config import Samples, Stage, Train
 
 

@@ -12,12 +12,14 @@ import torch
 from kolors_kernel.graph import Graph, step
 from kolors_recipes.drawing import build_parts
 from kolors_recipes.steps import weighted_mean
-from kolors_recipes.training import RunnableStage, Training, require_trainable
+from kolors_recipes.trainable import require_trainable
+from kolors_recipes.training import RunnableStage, Training
 
 if TYPE_CHECKING:
     from kolors_kernel.component import BuildContext
-    from kolors_kernel.protocols import DataSource, SupportsPosterior
+    from kolors_kernel.protocols import DataSource
     from kolors_kernel.values import Images, Latents, Loss, Random, Weights
+    from kolors_recipes.trainable import SupportsPosterior
     from kolors_recipes.training_config import TrainAutoencoder
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kolors_kernel.errors import DataError, Interrupted, RecipeError, RunError
+from kolors_kernel.errors import DataError, Interrupted, RunError
 from kolors_kernel.values import Batch, Conditioning, Event
 from kolors_recipes import checkpoints
 from kolors_recipes.averaging import Average
@@ -241,13 +241,6 @@ class _StageRun:
             if at.batch == before == 0:
                 raise DataError(f"the data of stage '{self._stage.phase.name}' have no batch in epoch {at.epoch}")
             at.epoch, at.batch = at.epoch + 1, 0
-
-
-def require_trainable(part: object, called: str, *, able: Sequence[str] = ("module", "save")) -> None:
-    """Raise RecipeError, calling the part so, unless it can do what training asks of it: weights, and to write them."""
-    lacking = [ability for ability in able if not hasattr(part, ability)]
-    if lacking:
-        raise RecipeError(f"{called} cannot be trained: it has no {' and no '.join(lacking)}")
 
 
 def _ports(batch: Batch, device: torch.device) -> dict[str, Any]:

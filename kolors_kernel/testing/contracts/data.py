@@ -17,9 +17,10 @@ from torch import Tensor
 from kolors_kernel.component import BuildContext
 from kolors_kernel.errors import DataError
 from kolors_kernel.kinds import CaptionerConfig, CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
+from kolors_kernel.protocols import DataSink
 from kolors_kernel.testing.contracts.component import ComponentContract, examples
 from kolors_kernel.testing.strategies import sample_records
-from kolors_kernel.values import NO_CAPTION, Batch, Language, Sample, SampleRecord
+from kolors_kernel.values import NO_CAPTION, Batch, Language, Part, Sample, SampleRecord
 
 
 class CaptionerContract(ComponentContract[CaptionerConfig]):
@@ -97,12 +98,11 @@ class DataSourceContract(ComponentContract[DataSourceConfig]):
             assert all(part.shape[0] == rows for part in _tensors(batch))
             assert batch.captions is None or len(batch.captions) == rows
             if batch.images is not None:
+                assert batch.images.dtype == torch.uint8
                 assert batch.images.ndim == 4
                 assert batch.images.shape[1] == 3
-                assert batch.images.min() >= -1
-                assert batch.images.max() <= 1
                 assert batch.images.shape[2:] == tuple(batch.size[0, 4:].tolist())
-                assert self.config.picture_size() in (None, tuple(batch.images.shape[2:]))
+                assert tuple(batch.images.shape[2:]) in self.config.picture_sizes()
 
     def test_order_comes_from_seed_and_epoch_alone(self) -> None:
         """Opened again, the same seed and epoch give the same batches, bit for bit."""
@@ -121,6 +121,20 @@ class DataSourceContract(ComponentContract[DataSourceConfig]):
         ranks = [self.epoch(rank=rank, world=2) for rank in range(2)]
         assert len(ranks[0]) == len(ranks[1])
         assert _counted(ranks[0] + ranks[1]) == _counted(self.epoch())
+
+    def test_parts_are_the_whole_set_as_stored(self) -> None:
+        """Where a source can be read in parts: every sample once, within the size asked for, the same each time."""
+        source, again = (self.config.build(BuildContext()) for _ in range(2))
+        if not hasattr(source, "parts"):
+            return  # an ability that a source may have or not
+        for most in (1, 4, 1000):
+            parts = source.parts(most)
+            assert parts == again.parts(most)  # type: ignore[attr-defined]
+            assert all(0 < len(part.rows) <= most for part in parts)
+            assert len({part.name for part in parts}) == len(parts)
+            batches = [batch for part in parts for batch in source.read(part)]  # type: ignore[attr-defined]
+            assert all(batch.captions is None and batch.weight.eq(1).all() for batch in batches)
+            assert _counted(batches) == _counted(self.epoch())
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
@@ -158,25 +172,57 @@ class DataSinkContract(ComponentContract[DataSinkConfig]):
         """Return the same component with a free place."""
         return type(self.config).tiny()
 
-    def test_counts_what_it_stores(self, tmp_path: Path) -> None:
-        """The number of samples comes back."""
-        assert self.fresh().build(self.context(tmp_path)).write(self.samples(3)) == 3
+    def parts(self) -> list[Part]:
+        """Return a set in two parts of two samples."""
+        return [Part(f"part-{i}", (8, 16), [2 * i, 2 * i + 1]) for i in range(2)]
+
+    def write(self, sink: DataSink, part: Part) -> None:
+        """Store the samples of a part."""
+        sink.write(part, [sample for i, sample in enumerate(self.samples(4)) if i in part.rows])
+
+    def test_counts_what_it_publishes(self, tmp_path: Path) -> None:
+        """The number of samples comes back, from another object than the ones that wrote."""
+        config, parts = self.fresh(), self.parts()
+        assert config.build(self.context(tmp_path)).missing(parts) == parts
+        for part in parts:
+            self.write(config.build(self.context(tmp_path)), part)
+        sink = config.build(self.context(tmp_path))
+        assert list(sink.missing(parts)) == []
+        assert sink.publish(parts) == 4
+
+    def test_goes_on_where_it_was_left(self, tmp_path: Path) -> None:
+        """What was written once, or twice, is not missing; what was not, is."""
+        config, (first, second) = self.fresh(), self.parts()
+        sink = config.build(self.context(tmp_path))
+        sink.missing([first, second])
+        self.write(sink, first)
+        self.write(sink, first)
+        assert config.build(self.context(tmp_path)).missing([first, second]) == [second]
 
     def test_refuses_a_place_that_is_taken(self, tmp_path: Path) -> None:
-        """What was stored before is never overwritten."""
-        config = self.fresh()
-        config.build(self.context(tmp_path)).write(self.samples(1))
+        """What was published before is never overwritten."""
+        config, parts = self.fresh(), self.parts()
+        sink = config.build(self.context(tmp_path))
+        sink.missing(parts)
+        for part in parts:
+            self.write(sink, part)
+        sink.publish(parts)
         with pytest.raises(DataError):
-            config.build(self.context(tmp_path)).write(self.samples(2))
+            config.build(self.context(tmp_path)).missing(parts)
 
-    def test_stores_all_or_nothing(self, tmp_path: Path) -> None:
-        """Samples that fail in the middle leave the place free."""
+    def test_stores_a_part_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        """A part whose samples fail in the middle is missing still, and can be written then."""
 
         def failing() -> Iterator[Sample]:
-            yield from self.samples(2)
+            yield from self.samples(1)
             raise RuntimeError("the picture is damaged")
 
-        config = self.fresh()
+        config, parts = self.fresh(), self.parts()
+        sink = config.build(self.context(tmp_path))
+        sink.missing(parts)
         with pytest.raises(RuntimeError, match="damaged"):
-            config.build(self.context(tmp_path)).write(failing())
-        assert config.build(self.context(tmp_path)).write(self.samples(2)) == 2
+            sink.write(parts[0], failing())
+        assert list(sink.missing(parts)) == parts
+        for part in parts:
+            self.write(sink, part)
+        assert sink.publish(parts) == 4
