@@ -1,0 +1,1 @@
+"""The store: its layout, where it lies, how it is written and how it is read."""
