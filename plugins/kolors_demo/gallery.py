@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from kolors_kernel.errors import DataError, RecipeError
-from kolors_kernel.protocols import DataSource, SupportsInOrder
-from kolors_kernel.values import SampleRecord
+from kolors_kernel.protocols import DataSource, SupportsParts
+from kolors_kernel.values import Batch, SampleRecord
 
+_AT_A_TIME = 1024
 TAGS = ("concept", "style", "group", "split", "name_en", "name_zh")
 
 
@@ -39,7 +40,7 @@ def read_records(source: DataSource, groups: Sequence[str] | None) -> list[Sampl
     if hasattr(source, "records"):
         every = cast(SupportsRecords, source).records()
     else:
-        every = [record for batch in _in_order(source).in_order() for record in batch.records]
+        every = [record for batch in _as_stored(source) for record in batch.records]
     wanted = _wanted(every, groups)
     return [record for record in every if record.id in wanted]
 
@@ -49,7 +50,7 @@ def read_gallery(source: DataSource, groups: Sequence[str] | None) -> Gallery:
 
     Raises what `read_records` does, and DataError when the source gives no pictures.
     """
-    batches = list(_in_order(source).in_order())
+    batches = list(_as_stored(source))
     wanted = _wanted((record for batch in batches for record in batch.records), groups)
     pictures, records = list[Tensor](), list[SampleRecord]()
     for batch in batches:
@@ -57,15 +58,18 @@ def read_gallery(source: DataSource, groups: Sequence[str] | None) -> Gallery:
             raise DataError("the data gives no images to compare with; set its pictures: images")
         for record, image in zip(batch.records, batch.images, strict=True):
             if record.id in wanted:
-                pictures.append(image)
+                pictures.append(image.float() / 127.5 - 1)
                 records.append(record)
     return Gallery(torch.stack(pictures), records)
 
 
-def _in_order(source: DataSource) -> SupportsInOrder:
-    if not hasattr(source, "in_order"):
-        raise RecipeError(f"{type(source).__name__} has no stored order, so all of it cannot be read; use 'zarr'")
-    return cast(SupportsInOrder, source)
+def _as_stored(source: DataSource) -> Iterator[Batch]:
+    """Yield every sample once, in the order of the store."""
+    if not hasattr(source, "parts"):
+        raise RecipeError(f"{type(source).__name__} cannot be read in parts, so not all of it is seen; use 'zarr'")
+    parted = cast(SupportsParts, source)
+    for part in parted.parts(_AT_A_TIME):
+        yield from parted.read(part)
 
 
 def _wanted(records: Iterable[SampleRecord], groups: Sequence[str] | None) -> set[str]:

@@ -99,12 +99,15 @@ def refuse_other_recipe(written: Mapping[str, Any], now: Mapping[str, Any], out:
         )
 
 
+_LOADING = ("batch", "threads", "processes", "path")
 RESUMABLE = frozenset(
     {"stages.*.steps", "stages.*.samples", "observers", "checkpoint_every", "keep", "log_every", "device"}
+    | {f"stages.*.data.{setting}" for setting in _LOADING}
 )
 """Settings that may change between a run and its continuation: the steps that were done stay as they are.
 
-Of these only `steps` can have had a say in them, through the learning rate of a stage whose decay is cosine.
+Of these only `steps` can have had a say in them, through the learning rate of a stage whose decay is cosine. Another
+`batch` plans the rest of the epoch anew, and another `path` must lead to the same store.
 """
 
 

@@ -21,6 +21,7 @@ from kolors_kernel.kinds import (
     RecipeConfig,
     SolverConfig,
     TextEncoderConfig,
+    WorkersConfig,
 )
 from kolors_kernel.values import LatentSpec
 from kolors_recipes import tiny
@@ -151,7 +152,7 @@ def refuse_data_not_to_encode(data: DataSourceConfig, autoencoder: AutoencoderCo
     """Raise ValueError for a source that has no pictures in its batches, or has them in a size of no latents."""
     if "images" not in data.ports():
         raise ValueError(f"the data give {' and '.join(sorted(data.ports()))}, but the autoencoder reads images")
-    if size := data.picture_size():
+    for size in data.picture_sizes():
         refuse_size_of_no_latents(size, autoencoder.spec())
 
 
@@ -168,7 +169,11 @@ class Precompute(RecipeConfig):
     data: DataSourceConfig
     """Pictures with captions."""
     sink: DataSinkConfig
-    """Where the results go."""
+    """Where the results go; a run that was stopped goes on with the parts that are missing there."""
+    keep: Literal["float16", "float32"] = "float16"
+    """How latents and conditioning are stored."""
+    workers: WorkersConfig = by_type("pool")  # type: ignore[assignment]
+    """Who encodes: this process, several, or other machines, a part of the set at a time."""
 
     @model_validator(mode="after")
     def _parts_are_there(self) -> Self:
@@ -191,7 +196,7 @@ class Precompute(RecipeConfig):
         """Build the parts that are needed and return the job that stores what they make."""
         from kolors_recipes.precompute import PrecomputeJob
 
-        return PrecomputeJob.assemble(self, ctx)
+        return PrecomputeJob(self, ctx)
 
     @classmethod
     def tiny(cls) -> Self:

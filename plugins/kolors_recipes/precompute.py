@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from kolors_kernel.errors import RecipeError
 from kolors_kernel.graph import Graph
-from kolors_kernel.values import NO_CAPTION, Batch, Conditioning, Sample
+from kolors_kernel.values import NO_CAPTION, Batch, Conditioning, Part, Sample
+from kolors_recipes.batches import to_images
 from kolors_recipes.drawing import build_parts
 from kolors_recipes.progress import Progress
 from kolors_recipes.steps import TRAINING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kolors_kernel.component import BuildContext
-    from kolors_kernel.protocols import DataSink, SupportsInOrder
+    from kolors_kernel.protocols import SupportsParts
     from kolors_recipes.config import Precompute
 
 
@@ -28,63 +32,75 @@ def stored_graph(outputs: Sequence[str]) -> Graph:
 
 
 class PrecomputeJob:
-    """Encodes every sample of a source once, each of its captions and the empty one, and hands it to a sink."""
+    """Has every sample of a source encoded once, each of its captions and the empty one, a part at a time.
 
-    def __init__(
-        self, graph: Graph, parts: Mapping[str, Any], source: SupportsInOrder, sink: DataSink, device: torch.device
-    ) -> None:
-        self._graph, self._parts, self._source, self._sink, self._device = graph, parts, source, sink, device
-        self.graphs: Mapping[str, Graph] = {"store": graph}
+    Raises RecipeError for a source that has no stored order.
+    """
 
-    @classmethod
-    def assemble(cls, recipe: Precompute, ctx: BuildContext) -> PrecomputeJob:
-        """Build the parts the outputs need. Raises RecipeError for a source that has no stored order."""
-        graph = stored_graph(recipe.outputs)
-        parts = build_parts({name: getattr(recipe, name) for name in graph.needs}, ctx, seed=0)
-        source = recipe.data.build(ctx)
-        if not hasattr(source, "in_order"):
-            raise RecipeError(f"data source '{recipe.data.type}' cannot be precomputed: it has no stored order")
-        return cls(graph, parts, cast("SupportsInOrder", source), recipe.sink.build(ctx), torch.device(ctx.device))
+    def __init__(self, recipe: Precompute, ctx: BuildContext) -> None:
+        self._recipe, self._ctx = recipe, ctx
+        self._source, self._sink = _parted(recipe, ctx), recipe.sink.build(ctx)
+        self._workers = recipe.workers.build(ctx)
+        self.graphs: Mapping[str, Graph] = recipe.graphs()
 
     def run(self) -> Mapping[str, float]:
-        """Store everything; return the number of samples."""
-        return {"samples": self._sink.write(self._samples())}
+        """Store what is missing and publish everything; return the number of samples."""
+        parts = self._source.parts(self._sink.part_size)
+        missing = self._sink.missing(parts)
+        total = sum(len(part.rows) for part in parts)
+        done = total - sum(len(part.rows) for part in missing)
+        with Progress("encoding", total, done=done) as progress:
+            for part, _ in self._workers.map(partial(encoder, self._recipe, self._ctx), missing):
+                progress.advance(by=len(part.rows))
+        return {"samples": self._sink.publish(parts)}
 
-    @torch.no_grad()
-    def _samples(self) -> Iterator[Sample]:
-        with Progress("encoding", None) as progress:
-            for batch in self._source.in_order():
-                yield from self._encode(batch)
-                progress.advance(by=len(batch.records))
 
-    def _encode(self, batch: Batch) -> Iterator[Sample]:
-        keys = [[*(k for k, text in record.captions.items() if text), NO_CAPTION] for record in batch.records]
-        texts = [
-            "" if key == NO_CAPTION else record.captions[key]
-            for record, own in zip(batch.records, keys, strict=True)
-            for key in own
-        ]
-        images = None if batch.images is None else batch.images.to(self._device)
-        made = dict(
-            zip(self._graph.outputs, self._graph.run(images=images, captions=texts, **self._parts), strict=True)
-        )
-        sizes = [cast("tuple[int, int, int, int, int, int]", tuple(map(int, each))) for each in batch.size]
-        row = 0
-        for index, (record, own) in enumerate(zip(batch.records, keys, strict=True)):
+def encoder(recipe: Precompute, ctx: BuildContext) -> Callable[[Part], None]:
+    """Build source, models and sink, once in each worker, and return what encodes and stores a part with them."""
+    graph = stored_graph(recipe.outputs)
+    models = build_parts({name: getattr(recipe, name) for name in graph.needs}, ctx, seed=0)
+    source, sink = _parted(recipe, ctx), recipe.sink.build(ctx)
+    device, dtype = torch.device(ctx.device), getattr(torch, recipe.keep)
+
+    def encode(batch: Batch) -> Iterator[Sample]:
+        texts = [(row, key) for row, record in enumerate(batch.records) for key in _keys(record.captions)]
+        captions = [batch.records[row].captions.get(key, "") for row, key in texts]
+        images = None if batch.images is None else to_images(batch.images, device)
+        made = dict(zip(graph.outputs, graph.run(images=images, captions=captions, **models), strict=True))
+        latents: Tensor | None = made.get("latents")
+        conditioning: Conditioning | None = made.get("conditioning")
+        for row, record in enumerate(batch.records):
             sample = Sample(record)
-            if "latents" in made:
-                sample = replace(sample, latents=made["latents"][index].float().cpu(), size=sizes[index])
-            if "conditioning" in made:
-                rows = {key: _row(made["conditioning"], row + i) for i, key in enumerate(own)}
-                sample = replace(sample, conditioning=rows)
-            row += len(own)
+            if latents is not None:
+                size = cast("tuple[int, int, int, int, int, int]", tuple(map(int, batch.size[row])))
+                sample = replace(sample, latents=latents[row].to("cpu", dtype), size=size)
+            if conditioning is not None:
+                own = {key: _row(conditioning, i, dtype) for i, (at, key) in enumerate(texts) if at == row}
+                sample = replace(sample, conditioning=own)
             yield sample
 
+    @torch.no_grad()
+    def store(part: Part) -> None:
+        sink.write(part, (sample for batch in source.read(part) for sample in encode(batch)))
 
-def _row(conditioning: Conditioning, index: int) -> Conditioning:
+    return store
+
+
+def _parted(recipe: Precompute, ctx: BuildContext) -> SupportsParts:
+    source = recipe.data.build(ctx)
+    if not hasattr(source, "parts"):
+        raise RecipeError(f"data source '{recipe.data.type}' cannot be precomputed: it cannot be read in parts")
+    return cast("SupportsParts", source)
+
+
+def _keys(captions: Mapping[str, str]) -> list[str]:
+    return [*(key for key, text in captions.items() if text), NO_CAPTION]
+
+
+def _row(conditioning: Conditioning, index: int, dtype: torch.dtype) -> Conditioning:
     bias = conditioning.key_bias
     return Conditioning(
-        tokens=conditioning.tokens[index : index + 1].float().cpu(),
-        pooled=conditioning.pooled[index : index + 1].float().cpu(),
+        tokens=conditioning.tokens[index : index + 1].to("cpu", dtype),
+        pooled=conditioning.pooled[index : index + 1].to("cpu", dtype),
         key_bias=None if bias is None else bias[index : index + 1].cpu(),
     )

@@ -16,11 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts towards a total, or without one (None); a context manager."""
+    """Counts towards a total, or without one (None); a context manager. `silent`: another process says it."""
 
-    def __init__(self, label: str, total: int | None, *, done: int = 0) -> None:
+    def __init__(self, label: str, total: int | None, *, done: int = 0, silent: bool = False) -> None:
         self._label, self._total, self._done, self._first = label, total, done, done
-        self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stderr) if sys.stderr.isatty() else None
+        self._silent = silent
+        shown = sys.stderr.isatty() and not silent
+        self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stderr) if shown else None
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -42,6 +44,8 @@ class Progress:
             self._say(note)
 
     def _say(self, note: str) -> None:
+        if self._silent:
+            return
         self._said = time.monotonic()
         rate = (self._done - self._first) / max(self._said - self._started, 1e-9)
         of = "" if self._total is None else f" of {self._total}"

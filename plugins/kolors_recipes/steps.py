@@ -84,8 +84,12 @@ def squared_error(prediction: Prediction, target: Prediction, weight: Weights) -
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of values [B, ...] within each sample, then over samples by weight [B]: copies of 0 count not."""
-    return (values.flatten(1).mean(1) * weight).sum() / weight.sum()
+    """Return the mean of values [B, ...] within each sample, then over samples by weight [B]: copies of 0 count not.
+
+    It is 0 where nothing counts, as in the batch of a rank for which no sample was left.
+    """
+    whole = weight.sum()
+    return (values.flatten(1).mean(1) * weight).sum() / whole.where(whole > 0, 1)
 
 
 TRAINING = (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kolors_kernel.graph import Graph
 from kolors_recipes.drawing import Drawer, build_model
+from kolors_recipes.ranks import take_own_device
 from kolors_recipes.steps import TRAINING
 from kolors_recipes.trainable import require_trainable
 from kolors_recipes.training import RunnableStage, Training
@@ -35,6 +36,7 @@ def assemble(recipe: Train, ctx: BuildContext) -> Training:
 
     Raises RecipeError for a part that is to be trained and has no weights, or cannot write them.
     """
+    take_own_device(ctx.device)
     needs = {name for graph in recipe.graphs().values() for name in graph.needs}
     parts = build_model(recipe, ctx, needs, seed=recipe.seed)
     trained: dict[str, SupportsTraining] = {name: parts[name] for stage in recipe.stages for name in stage.trains}

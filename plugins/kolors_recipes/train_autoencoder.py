@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from kolors_kernel.graph import Graph, step
+from kolors_recipes.batches import to_images
 from kolors_recipes.drawing import build_parts
+from kolors_recipes.ranks import take_own_device
 from kolors_recipes.steps import weighted_mean
 from kolors_recipes.trainable import require_trainable
 from kolors_recipes.training import RunnableStage, Training
@@ -68,6 +70,7 @@ def autoencoder_graph() -> Graph:
 
 def assemble(recipe: TrainAutoencoder, ctx: BuildContext) -> Training:
     """Build the autoencoder and the job that trains it. Raises RecipeError for one that cannot be trained."""
+    take_own_device(ctx.device)
     parts = build_parts({"autoencoder": recipe.autoencoder}, ctx, seed=recipe.seed)
     autoencoder: SupportsPosterior = parts["autoencoder"]
     able = ("module", "save", "posterior", "reconstruct", "scaling_factor")
@@ -96,7 +99,8 @@ def _scaling_factor(autoencoder: SupportsPosterior, source: DataSource, seed: in
     """Return 1 / the standard deviation of the latents' means, so that scaled latents have unit variance."""
     device = next(autoencoder.module.parameters()).device
     batches = islice(source.batches(seed=seed, epoch=0), MEASURED)
-    means = [autoencoder.posterior(b.images.to(device))[0].flatten() for b in batches if b.images is not None]
+    images = (to_images(batch.images, device) for batch in batches if batch.images is not None)
+    means = [autoencoder.posterior(each)[0].flatten() for each in images]
     factor = 1 / float(torch.cat(means).double().std())
     logger.info("scaling factor: %.5f", factor)
     return factor

@@ -6,18 +6,21 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kolors_kernel.errors import DataError, Interrupted, RunError
-from kolors_kernel.values import Batch, Conditioning, Event
+from kolors_kernel.errors import Interrupted, RunError
+from kolors_kernel.values import Batch, Event
 from kolors_recipes import checkpoints
 from kolors_recipes.averaging import Average
+from kolors_recipes.batches import ports
 from kolors_recipes.optimizer import learning_rate, optimizer_for, optimizer_state, restore_optimizer
+from kolors_recipes.position import Position
 from kolors_recipes.progress import Progress
+from kolors_recipes.ranks import Ranks, together
 from kolors_recipes.signals import noticing_signals
 
 if TYPE_CHECKING:
@@ -47,17 +50,6 @@ class RunnableStage:
     draw_every: int = 1
 
 
-@dataclass
-class Position:
-    """Where a run is: steps over all stages, the stage, steps in it, and the epoch and batch its data are at."""
-
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    epoch: int = 0
-    batch: int = 0
-
-
 class Training:
     """A job that trains parts in stages and leaves checkpoints and the averaged weights below `out`.
 
@@ -79,6 +71,7 @@ class Training:
         self.recipe, self.device = recipe, device
         self._stages, self._observers, self._out, self._save = stages, observers, out, save
         self._modules = {name: module for stage in stages for name, module in stage.trains.items()}
+        self.ranks = Ranks()
 
     @classmethod
     def assemble(
@@ -91,7 +84,7 @@ class Training:
         found = checkpoints.latest_checkpoint(ctx.out / "checkpoints")
         if found is not None:
             state = checkpoints.read_state(found)
-            finished = Position(**state["position"]).stage
+            finished = Position.from_state(state["position"]).stage
             now = recipe.model_dump(mode="json")
             checkpoints.refuse_other_recipe(state["recipe"], now, ctx.out, finished=finished)
         observers = [observer.build(ctx) for observer in recipe.observers]
@@ -103,33 +96,44 @@ class Training:
         Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss or the
         gradient is not finite or the disk is full, RecipeError when another run is at work in `out`.
         """
-        with checkpoints.alone_in(self._out):
+        with together(self.device) as self.ranks, ExitStack() as alone:
+            if self.ranks.first:
+                alone.enter_context(checkpoints.alone_in(self._out))
             found = checkpoints.latest_checkpoint(self._out / "checkpoints")
             at = Position() if found is None else self._resume(found)
+            self.ranks.agree_on(self._modules.values())  # and every rank has read the checkpoint when this returns
             self.tell(Event("start", self._stages[at.stage].phase.name, at.step))
             figures: dict[str, float] = {}
             for stage in self._stages[at.stage :]:
                 figures |= _StageRun(self, stage, at, found).run()
                 found = None
                 at = Position(step=at.step, stage=at.stage + 1)
+            if not self.ranks.first:
+                return {}
             logger.info("weights: %s", self._out / "weights")
             return {"steps": at.step} | figures
 
     def _resume(self, found: Path) -> Position:
         """Load the trained parts' weights from a checkpoint and return where it was written."""
-        at = Position(**checkpoints.read_state(found)["position"])
+        at = Position.from_state(checkpoints.read_state(found)["position"])
         for name, module in self._modules.items():
             module.load_state_dict(checkpoints.read_tensors(found, name))
-        logger.info("going on from %s", found)
+        if self.ranks.first:
+            logger.info("going on from %s", found)
         return at
 
     def tell(self, event: Event) -> None:
-        """Tell every observer."""
-        for observer in self._observers:
+        """Tell every observer, on the first rank."""
+        for observer in self._observers if self.ranks.first else ():
             observer.on(event)
 
     def keep(self, at: Position, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a checkpoint of every trained part, of the stage's own tensors by file name, and of where it is."""
+        """Write a checkpoint of every trained part, of the stage's own tensors by file name, and of where it is.
+
+        The first rank does; the others have the same.
+        """
+        if not self.ranks.first:
+            return
         parts = {name: module.state_dict() for name, module in self._modules.items()}
         state = {"position": asdict(at), "recipe": self.recipe.model_dump(mode="json")}
         folder = self._out / "checkpoints"
@@ -137,8 +141,10 @@ class Training:
         self.tell(Event("checkpoint", self._stages[at.stage].phase.name, at.step))
 
     def save(self) -> None:
-        """Write the weights as they are."""
-        self._save(self._out / "weights")
+        """Write the weights as they are, on the first rank; the others wait."""
+        if self.ranks.first:
+            self._save(self._out / "weights")
+        self.ranks.wait()
 
 
 class _StageRun:
@@ -154,25 +160,28 @@ class _StageRun:
             restore_optimizer(self._optimizer, checkpoints.read_tensors(found, "optimizer"))
             for name, average in self._averages.items():
                 average.restore(checkpoints.read_tensors(found, f"{name}.average"))
-        # Loss and norm of the gradient of each step since the last note: reading them would make a GPU wait.
+        # This rank's share of the loss and the norm of the gradient, for each step since the last note: reading them
+        # would make a GPU wait.
         self._unread: list[Tensor] = []
 
     def run(self) -> dict[str, float]:
         job, at, phase = self._job, self._at, self._stage.phase
         figures: dict[str, float] = {}
-        batches = self._batches()
-        with noticing_signals() as stop, Progress(phase.name, phase.steps, done=at.stage_step) as progress:
+        batches = at.batches(self._stage.data, job.ranks, seed=job.recipe.seed, stage=phase.name)
+        steps = Progress(phase.name, phase.steps, done=at.stage_step, silent=not job.ranks.first)
+        with noticing_signals() as stop, steps as progress:
             while at.stage_step < phase.steps:
                 self._step(next(batches))
                 if at.step % job.recipe.log_every == 0 or at.stage_step == phase.steps:
                     figures = self._note()
                 progress.advance(f"loss {figures['loss']:.4f}" if figures else "")
-                if self._stage.draw is not None and at.step % self._stage.draw_every == 0:
+                if self._stage.draw is not None and at.step % self._stage.draw_every == 0 and job.ranks.first:
                     self._show(self._stage.draw)
-                if stop.signal is not None or at.step % job.recipe.checkpoint_every == 0:
+                signal = job.ranks.any_signal(stop.signal)
+                if signal is not None or at.step % job.recipe.checkpoint_every == 0:
                     self._checkpoint()
-                if stop.signal is not None:
-                    raise Interrupted(stop.signal, f"step {at.step} is kept; run it again with the same --out to go on")
+                if signal is not None:
+                    raise Interrupted(signal, f"step {at.step} is kept; run it again with the same --out to go on")
         if figures:
             self._checkpoint()
         for average in self._averages.values():
@@ -184,14 +193,18 @@ class _StageRun:
         return figures
 
     def _step(self, batch: Batch) -> None:
-        at, phase, device = self._at, self._stage.phase, self._job.device
+        at, phase, device, ranks = self._at, self._stage.phase, self._job.device, self._job.ranks
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(phase.optimizer, at.stage_step, phase.steps)
-        random = torch.Generator().manual_seed(self._job.recipe.seed * 1_000_003 + at.step)
+        random = torch.Generator().manual_seed(_seed_of(self._job.recipe.seed, at.step, ranks.rank))
         with torch.autocast(device.type, torch.bfloat16, enabled=phase.autocast == "bfloat16"):
-            (loss,) = self._stage.graph.run(random=random, **_ports(batch, device), **self._stage.ports)
+            (loss,) = self._stage.graph.run(random=random, **ports(batch, device), **self._stage.ports)
+        # The mean over all ranks' samples: each rank's own mean counts by its share of the weight.
+        mine = batch.weight.double().sum()
+        loss = loss * float(mine / ranks.add_up(mine.clone()))
         loss.backward()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        ranks.add_up_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, phase.optimizer.clip, foreach=True)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -201,8 +214,9 @@ class _StageRun:
         at.step, at.stage_step, at.batch = at.step + 1, at.stage_step + 1, at.batch + 1
 
     def _note(self) -> dict[str, float]:
-        loss, norm = torch.stack(self._unread).double().mean(0).tolist()
+        losses, norms = torch.stack(self._unread).double().cpu().unbind(1)
         self._unread.clear()
+        loss, norm = float(self._job.ranks.add_up(losses.contiguous()).mean()), float(norms.mean())
         if not math.isfinite(loss) or not math.isfinite(norm):
             wrong = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             raise RunError(
@@ -232,36 +246,7 @@ class _StageRun:
                 stack.enter_context(average.swapped_in())
             yield
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield batches without end from where the run is, noting each new epoch."""
-        at, seed = self._at, self._job.recipe.seed
-        while True:
-            before = at.batch
-            yield from self._stage.data.batches(seed=seed, epoch=at.epoch, skip=at.batch)
-            if at.batch == before == 0:
-                raise DataError(f"the data of stage '{self._stage.phase.name}' have no batch in epoch {at.epoch}")
-            at.epoch, at.batch = at.epoch + 1, 0
 
-
-def _ports(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Return what the batch holds as graph inputs on the device."""
-    ports: dict[str, Any] = {"size": batch.size.to(device), "weight": batch.weight.to(device)}
-    for name in ("images", "latents"):
-        if (found := getattr(batch, name)) is not None:
-            ports[name] = found.to(device)
-    if batch.captions is not None:
-        ports["captions"] = batch.captions
-    if batch.conditioning is not None:
-        ports["conditioning"] = on_device(batch.conditioning, device)
-    return ports
-
-
-def on_device(conditioning: Conditioning, device: torch.device) -> Conditioning:
-    """Move a conditioning to a device."""
-    bias = conditioning.key_bias
-    return replace(
-        conditioning,
-        tokens=conditioning.tokens.to(device),
-        pooled=conditioning.pooled.to(device),
-        key_bias=None if bias is None else bias.to(device),
-    )
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a rank's step; torch's generator takes 32 bits of it, over which ranks are spread evenly."""
+    return (seed * 1_000_003 + step + rank * 0x9E3779B1) % 2**32

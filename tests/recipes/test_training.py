@@ -273,7 +273,8 @@ def test_an_autoencoder_learns_real_pictures_and_is_saved_with_its_measured_scal
     drawing = load_recipe(write(tiny.drawing(autoencoder=trained), "draw.yaml"))
     autoencoder = drawing.autoencoder.build(BuildContext())  # type: ignore[attr-defined]
     source = load_recipe(path).stages[0].data.build(BuildContext())  # type: ignore[attr-defined]
-    latents = torch.cat([autoencoder.encode(batch.images) for batch in source.in_order()])
+    batches = [batch for part in source.parts(1000) for batch in source.read(part)]
+    latents = torch.cat([autoencoder.encode(batch.images / 127.5 - 1) for batch in batches])
     assert float(latents.detach().std()) == pytest.approx(1, rel=0.1)
 
 
