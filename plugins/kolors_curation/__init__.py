@@ -6,6 +6,6 @@ from kolors_kernel import ComponentConfig, hookimpl
 @hookimpl
 def kolors_components() -> list[type[ComponentConfig]]:
     """Return the filters."""
-    from kolors_curation.config import Tags
+    from kolors_curation.config import Level, Tags
 
-    return [Tags]
+    return [Level, Tags]

@@ -8,11 +8,15 @@ from kolors_kernel.values import SampleRecord
 
 
 class TagFilter:
-    """Drops a sample unless each tag in `where` has one of its values and no tag in `without` has one of its own."""
+    """Drops a sample unless each tag in `where` has one of its values and no tag in `without` has one of its own.
+
+    `reads` names the tags that decide: samples that agree in them share one answer.
+    """
 
     def __init__(self, *, where: Mapping[str, Sequence[str]], without: Mapping[str, Sequence[str]]) -> None:
         self.where = {tag: frozenset(values) for tag, values in where.items()}
         self.without = {tag: frozenset(values) for tag, values in without.items()}
+        self.reads = frozenset({*where, *without})
 
     def reason_to_drop(self, record: SampleRecord) -> str | None:
         """Return the first tag that speaks against a sample, or None to keep it."""
