@@ -1,0 +1,5 @@
+"""Which samples each step of an epoch trains on: pure functions of seed and epoch, without torch and without state."""
+
+from kolors_zarr.order.shuffled import Plan, shuffled
+
+__all__ = ["Plan", "shuffled"]

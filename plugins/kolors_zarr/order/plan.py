@@ -1,0 +1,220 @@
+"""Which samples of which bucket each rank trains on at each step of an epoch (2.2.2).
+
+The plan is a pure function of its arguments: no state is kept, saved or sent. Full steps draw the buckets in
+proportion to what they hold, without replacement; in a full step every rank is in the same bucket, and the batches of
+the ranks, one after another, are a global batch that depends only on batch * world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+
+from kolors_zarr.order.lots import Integers, Lots, Stage, whole
+from kolors_zarr.order.permutation import MOST, Permutation, key_of
+
+ORDER_VERSION = 1
+"""Raised whenever the same arguments give another order: a run must not go on in an order it did not begin in."""
+
+Remainder: TypeAlias = Literal["pad", "drop", "carry"]
+"""What becomes of the samples of a bucket that fill no global batch."""
+_SAMPLES_AT_ONCE = 1 << 16
+
+
+class Stretch(NamedTuple):
+    """A part of a run that is done: `steps` steps of `epoch`, in batches of `batch` on each of `world` ranks."""
+
+    epoch: int
+    batch: int
+    world: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's batch: numbers of samples within their bucket, [batch]; those after the first `real` are copies.
+
+    A copy counts for nothing. It repeats a sample of the same batch, or, in a batch without a real one, of another
+    rank's in this step.
+    """
+
+    bucket: int
+    samples: Integers
+    real: int
+
+
+@dataclass(frozen=True)
+class BucketReport:
+    """What a plan does with one bucket of `samples` samples.
+
+    `due` of them are still to come (with `carry`, those that earlier epochs left too): `full_batches` global batches
+    and `left_over` samples, which are trained with `padded` copies beside them, `dropped`, or `carried` over.
+    """
+
+    bucket: int
+    samples: int
+    due: int
+    full_batches: int
+    left_over: int
+    padded: int
+    dropped: int
+    carried: int
+
+
+class Plan:
+    """The steps of one epoch over buckets of `counts` samples: `batch` samples on each of `world` ranks a step.
+
+    remainder: `pad` trains on what fills no global batch in a few steps more, in which ranks may differ in bucket and
+    copies fill the batches; `drop` leaves it out of this epoch; `carry` begins the next epoch with it, so that each
+    sample comes once in every pass through its bucket, though not once in every epoch.
+
+    before: what the run did under another batch or world, oldest first. The plan then covers the rest of the epoch:
+    what was done is not done again, and where batch * world is the same the full steps go on as if nothing had
+    happened. Only the stretches of this epoch matter, but `carry` needs those of all epochs: one says up to where the
+    run had that batch and world since the stretch before it; the present ones have held since the last.
+
+    Raises ValueError for arguments that make no sense.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        *,
+        batch: int,
+        world: int,
+        seed: int,
+        epoch: int,
+        remainder: Remainder = "pad",
+        before: Sequence[tuple[int, int, int, int]] = (),
+    ) -> None:
+        self.counts = np.array(counts, np.int64)
+        self.seed, self.epoch, self.remainder = seed, epoch, remainder
+        stretches = [*(Stretch(*each) for each in before), Stretch(epoch, batch, world, 0)]
+        self._require_sense(stretches)
+        self._stage, self._done = self._divided(stretches)
+
+    @property
+    def full_steps(self) -> int:
+        """The steps in which every rank is in the same bucket and no sample is a copy; they come first."""
+        return max(self._stage.full.count - self._done, 0)
+
+    @property
+    def steps(self) -> int:
+        """The steps of this plan on every rank."""
+        return self._stage.steps - self._done
+
+    def batches(self, rank: int, *, skip: int = 0) -> Iterator[RankBatch]:
+        """Yield the batches of one rank, the first `skip` left out; memory and the time to the first one are small.
+
+        Raises ValueError for a rank outside the world or a skip below 0.
+        """
+        stage = self._stage
+        if not 0 <= rank < stage.world or skip < 0:
+            raise ValueError(f"rank {rank} of {stage.world} with skip {skip}: need 0 <= rank < world and skip >= 0")
+        step = self._done + skip
+        yield from self._rank_batches(stage.full, min(step, stage.full.count), rank)
+        yield from self._rank_batches(stage.tail, max(step - stage.full.count, 0), rank)
+
+    def report(self) -> list[BucketReport]:
+        """Return what the plan does with each bucket."""
+        stage = self._stage
+        now = stage.taken(self._done)
+        end_of_full = np.maximum(stage.full.end, now)
+        full, left = (end_of_full - now) // (stage.batch * stage.world), stage.end - end_of_full
+        padded = -(stage.tail.end - end_of_full) % stage.batch
+        idle = -stage.tail.count % stage.world
+        if idle and self.steps:
+            (bucket,), _ = next(stage.tail.blocks(stage.tail.count + idle - stage.world, 1))
+            padded[bucket] += idle * stage.batch
+        zero = np.zeros_like(left)
+        columns = np.stack(
+            [
+                np.arange(len(left)),
+                self.counts,
+                stage.end - now,
+                full,
+                left,
+                padded,
+                left if self.remainder == "drop" else zero,
+                left if self.remainder == "carry" else zero,
+            ]
+        )
+        return [BucketReport(*row) for row in columns.T.tolist()]
+
+    def _rank_batches(self, lots: Lots, step: int, rank: int) -> Iterator[RankBatch]:
+        """Yield what a rank gets of lots that are dealt out a global batch at a time, from `step` on."""
+        batch = self._stage.batch
+        dealt = batch * self._stage.world // lots.size  # lots in a step: one global batch, or one for each rank
+        place, within = divmod(rank * batch, lots.size)
+        steps = max(_SAMPLES_AT_ONCE // batch, 1)
+        for buckets, numbers in lots.blocks(step * dealt, steps * dealt):
+            own = np.arange(0, len(buckets), dealt)
+            given = own + place < len(buckets)
+            own = np.where(given, own + place, own)  # a rank without a lot copies the first one of the step
+            buckets = buckets[own]
+            start = lots.first[buckets] + numbers[own] * lots.size + within
+            real = np.minimum(lots.end[buckets] - start, batch)
+            samples = self._samples(buckets, start[:, None] + np.arange(batch) % real[:, None])
+            for bucket, row, count in zip(buckets.tolist(), samples, (real * given).tolist(), strict=True):
+                yield RankBatch(bucket, row, count)
+
+    def _samples(self, buckets: Integers, positions: Integers) -> Integers:
+        """Return the samples at positions [K, batch] of the streams of buckets [K], [K, batch]."""
+        samples = np.empty_like(positions)
+        for bucket in np.unique(buckets).tolist():
+            rows = buckets == bucket
+            count = int(self.counts[bucket])
+            epochs = positions[rows] // count
+            places = positions[rows] - epochs * count
+            for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+                order = Permutation(count, key_of(self.seed, epoch, "samples", bucket))
+                inside = epochs == epoch
+                places[inside] = order.at(places[inside])
+            samples[rows] = places
+        return samples
+
+    def _divided(self, stretches: list[Stretch]) -> tuple[Stage, int]:
+        """Return the division of the epoch that the last stretch is in, and how many steps of it are done."""
+        at = self.counts * (0 if self.remainder == "carry" else self.epoch)
+        for epoch, group in groupby(stretches, key=lambda each: each.epoch):
+            if epoch < self.epoch and self.remainder != "carry":
+                continue
+            within = list(group)
+            at = whole(at, self.counts * epoch, within[0].batch * within[0].world)
+            stage, done = self._within_epoch(at, within)
+            at = stage.taken(done)
+        return stage, done
+
+    def _within_epoch(self, at: Integers, stretches: list[Stretch]) -> tuple[Stage, int]:
+        epoch = stretches[0].epoch
+        end, padded = self.counts * (epoch + 1), self.remainder == "pad"
+
+        def stage_of(each: Stretch, first: Integers, divided: int) -> Stage:
+            return Stage(first, end, each.batch, each.world, padded, (self.seed, epoch, divided))
+
+        *earlier, last = stretches
+        stage, done, divided = stage_of(stretches[0], at, 0), 0, 0
+        for each in [*(each for each in earlier if each.steps), last]:
+            if not stage.goes_on_as(each.batch, each.world, after=done):
+                at, done, divided = stage.taken(done), 0, divided + 1
+            stage = stage_of(each, at, divided)
+            done += each.steps
+            if done > stage.steps:
+                raise ValueError(f"{each} is {done - stage.steps} steps longer than what was left of its epoch")
+        return stage, done
+
+    def _require_sense(self, stretches: list[Stretch]) -> None:
+        if self.remainder not in get_args(Remainder):
+            raise ValueError(f"remainder {self.remainder!r} is none of {', '.join(get_args(Remainder))}")
+        if (self.counts < 0).any() or (self.epoch + 1) * int(self.counts.max(initial=0)) > MOST:
+            raise ValueError(f"counts {self.counts.tolist()} in epoch {self.epoch}: need counts from 0 to 2^62 in all")
+        epochs = [each.epoch for each in stretches]
+        if epochs != sorted(epochs) or epochs[0] < 0:
+            raise ValueError(f"stretches of epochs {epochs}: need them in order, from 0 to the plan's {self.epoch}")
+        for each in stretches:
+            if each.batch < 1 or each.world < 1 or each.steps < 0:
+                raise ValueError(f"{each}: need a batch and a world of at least 1, and no fewer than 0 steps")
