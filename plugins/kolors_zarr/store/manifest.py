@@ -80,26 +80,40 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored: JSON with the CRC-32C of all else in it."""
-        data = self.model_dump(mode="json")
-        return _text({**data, "crc32c": crc32c(_text(data))})
+        return sealed(self.model_dump(mode="json"))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:
         """Read a manifest. Raises DataError, calling it `where`, when it is damaged or of another version."""
         try:
             found: dict[str, Any] = json.loads(data)
-            version, checksum = found["version"], found.pop("crc32c")
+            version = int(found["version"])
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{where} is damaged or no manifest: {error!r}; restore or rebuild the store") from error
         if version != VERSION:
             newer = "upgrade kolors-kernel" if version > VERSION else "write the store anew"
             raise DataError(f"{where} is of format version {version}, and this installation reads {VERSION}; {newer}")
-        if crc32c(_text(found)) != checksum:
-            raise DataError(f"{where} does not match its checksum; restore or rebuild the store")
         try:
-            return cls.model_validate(found)
+            return cls.model_validate(unsealed(data, where=where))
         except ValidationError as error:
             raise DataError(f"{where} is damaged: {error}; restore or rebuild the store") from error
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """Return JSON with the CRC-32C of all else in it."""
+    return _text({**data, "crc32c": crc32c(_text(data))})
+
+
+def unsealed(data: bytes, *, where: str) -> dict[str, Any]:
+    """Return what was sealed. Raises DataError, calling it `where`, when it is not as it was written."""
+    try:
+        found: dict[str, Any] = json.loads(data)
+        checksum = found.pop("crc32c")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{where} is damaged: {error!r}; restore or rebuild the store") from error
+    if crc32c(_text(found)) != checksum:
+        raise DataError(f"{where} does not match its checksum; restore or rebuild the store")
+    return found
 
 
 def _text(data: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Protocol
+from uuid import uuid4
+
+from kolors_kernel.errors import RunError
+from kolors_zarr.store.layout import PARTS
+
+_WHY = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file grew too large",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "there is no right to write",
+}
 
 
 class Place(Protocol):
-    """A flat store of objects. Reading what is not there raises FileNotFoundError; a write is whole or not at all."""
+    """A flat store of objects. A write is whole or not at all.
+
+    Reading what is not there raises FileNotFoundError, what is not allowed PermissionError, all else that fails
+    OSError. A place can be pickled, and used by several threads.
+    """
 
     url: str
     """What it is called in messages."""
@@ -31,14 +49,17 @@ class Place(Protocol):
         """Store an object unless there is one already; return whether it was stored."""
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below a prefix that ends in a slash, in no order."""
+        """Yield the keys below a prefix that ends in a slash, or all below "", in no order."""
 
-    def delete(self, key: str) -> None:
-        """Remove an object, if it is there."""
+    def clear(self, prefix: str) -> None:
+        """Remove all objects below such a prefix."""
 
 
 class Folder:
-    """A place in the local file system."""
+    """A place in the local file system.
+
+    What is not yet whole is in the folder of the parts, so that nothing of a writer that was killed stays in a store.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,34 +80,82 @@ class Folder:
 
     def write(self, key: str, data: bytes) -> None:
         """Write a file under another name and rename it."""
-        self._written(key, data).replace(self.path / key)
+        with self._written(key, data) as temporary:
+            temporary.replace(self.path / key)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a file under another name and link it to its own, which fails where there is one."""
-        temporary = self._written(key, data)
-        try:
-            os.link(temporary, self.path / key)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with self._written(key, data) as temporary:
+            try:
+                os.link(temporary, self.path / key)
+            except FileExistsError:
+                return False
         return True
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the files below a folder."""
-        for folder, _, files in os.walk(self.path / prefix):
+        """Yield the files below a folder, but those that are not whole."""
+        if not (self.path / prefix).exists():
+            return
+        for folder, _, files in os.walk(self.path / prefix, onerror=_raise):
             for name in files:
-                yield (Path(folder) / name).relative_to(self.path).as_posix()
+                if not name.endswith(".partial"):
+                    yield (Path(folder) / name).relative_to(self.path).as_posix()
 
-    def delete(self, key: str) -> None:
-        """Remove a file."""
-        (self.path / key).unlink(missing_ok=True)
+    def clear(self, prefix: str) -> None:
+        """Remove a folder, if it is there."""
+        if (self.path / prefix).exists():
+            shutil.rmtree(self.path / prefix)
 
-    def _written(self, key: str, data: bytes) -> Path:
-        target = self.path / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".partial", delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return Path(file.name)
+    @contextmanager
+    def _written(self, key: str, data: bytes) -> Iterator[Path]:
+        temporary = self.path / PARTS / f"{uuid4().hex}.partial"
+        for folder in (temporary.parent, (self.path / key).parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def open_place(url: str | Path) -> Place:
+    """Return the place of a local path or of a URL. Raises DataError for a URL of no kind that is known.
+
+    s3, gs, az, http and https are read and written by obstore, everything else by fsspec; see
+    `kolors_zarr.store.remote_places` for where credentials come from.
+    """
+    text = str(url)
+    if isinstance(url, Path) or "://" not in text:
+        return Folder(Path(os.path.abspath(url)))
+    if text.startswith("file://"):
+        return Folder(Path(text.removeprefix("file://")))
+    from kolors_zarr.store.remote_places import open_remote
+
+    return open_remote(text)
+
+
+def exists(place: Place, key: str) -> bool:
+    """Tell whether a place has an object."""
+    try:
+        place.size(key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def writing(place: Place, *, left: str) -> Iterator[None]:
+    """Turn what can go wrong with a place while it is written into a RunError that says why and what is `left`."""
+    try:
+        yield
+    except OSError as error:
+        why = _WHY.get(error.errno or 0)
+        told = f"{why} ({error})" if why else str(error)
+        raise RunError(f"the store {place.url} could not be written: {told}; {left}") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
