@@ -72,7 +72,7 @@ def pack(conditioning: Conditioning) -> bytes:
     bits = tokens.view(_BITS[dtype])
     starts = np.flatnonzero(np.append(True, (bits[1:] != bits[:-1]).any(axis=1)))
     merged = np.logaddexp.reduceat(bias, starts)
-    return tokens[starts].tobytes() + pooled.tobytes() + merged.astype("<f4").tobytes()
+    return b"".join(each.tobytes() for each in (tokens[starts], pooled, merged.astype("<f4")))
 
 
 def unpack_arrays(elements: Sequence[bytes], form: TextForm) -> Texts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class _Tag:
         self.numbers: Numbers | None = np.zeros(samples, np.uint16)
         self.codes: dict[str, int] = {}
 
-    def add(self, here: slice, values: list[str], codes: Numbers) -> None:
+    def add(self, here: slice, values: Sequence[str], codes: Numbers) -> None:
         if self.numbers is None:
             return
         own = [self.codes.setdefault(value, len(self.codes) + 1) for value in values]
@@ -97,7 +97,7 @@ class _Tag:
         return np.array([0, *(ranks[value] for value in self.codes)], np.uint16)[self.numbers]
 
 
-def _moved(bits: Numbers, places: list[int]) -> Numbers:
+def _moved(bits: Numbers, places: Sequence[int]) -> Numbers:
     """Return the bits with the i-th put in place `places[i]`."""
     moved = np.zeros_like(bits)
     for i, place in enumerate(places):

@@ -55,9 +55,7 @@ class Plan:
         try:
             found = unsealed(place.read(PLAN), where=f"{place.url}/{PLAN}")
         except FileNotFoundError as error:
-            raise DataError(
-                f"no store is being written at {place.url}: its missing parts were never asked for"
-            ) from error
+            raise DataError(f"no store is being written at {place.url}; ask for its missing parts first") from error
         shards = {name: (group, shard) for name, (group, shard) in found["shards"]}
         return cls(found["shard_rows"], found["digest"], shards)
 

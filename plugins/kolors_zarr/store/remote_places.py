@@ -124,7 +124,7 @@ class FileSystem:
 
     def __init__(self, url: str) -> None:
         with needs("fsspec", extra="remote", wanted_by=url):
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]
         self.url = url.rstrip("/")
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.url)

@@ -52,7 +52,8 @@ def write_store(
             write_part(place, group_name(size), shard=shard, samples=waiting.pop(size), shard_rows=shard_rows)
 
     try:
-        for count, sample in enumerate(samples, start=1):
+        for sample in samples:
+            count += 1
             size = size_of(sample)
             waiting.setdefault(size, []).append(sample)
             if len(waiting[size]) == shard_rows:
