@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kolors_zarr.order.permutation import Permutation, key_of
 
 Integers = NDArray[np.int64]
-_AT_ONCE = 1 << 14
+_AT_ONCE = 1 << 13
 """How many lots are looked at together: enough to make numpy's calls cheap, few enough for the cache."""
 
 

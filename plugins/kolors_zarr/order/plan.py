@@ -22,11 +22,15 @@ ORDER_VERSION = 1
 
 Remainder: TypeAlias = Literal["pad", "drop", "carry"]
 """What becomes of the samples of a bucket that fill no global batch."""
-_SAMPLES_AT_ONCE = 1 << 16
+_SAMPLES_AT_ONCE = 1 << 15
 
 
 class Stretch(NamedTuple):
-    """A part of a run that is done: `steps` steps of `epoch`, in batches of `batch` on each of `world` ranks."""
+    """Where a run stood when its batch or world changed: what they were, and the steps done with them in `epoch`.
+
+    The steps count from the stretch before, if that ended in the same epoch. A run that changed between two epochs
+    stood at the beginning of the second one, after 0 steps.
+    """
 
     epoch: int
     batch: int
@@ -72,10 +76,10 @@ class Plan:
     copies fill the batches; `drop` leaves it out of this epoch; `carry` begins the next epoch with it, so that each
     sample comes once in every pass through its bucket, though not once in every epoch.
 
-    before: what the run did under another batch or world, oldest first. The plan then covers the rest of the epoch:
-    what was done is not done again, and where batch * world is the same the full steps go on as if nothing had
-    happened. Only the stretches of this epoch matter, but `carry` needs those of all epochs: one says up to where the
-    run had that batch and world since the stretch before it; the present ones have held since the last.
+    before: where the run changed its batch or world, oldest first. The plan covers the rest of the epoch: what was
+    done is not done again, and where batch * world stays the same the full steps go on as if nothing had happened.
+    `pad` and `drop` look at the stretches of this epoch only; `carry` needs all of them, for where a bucket's stream
+    stands depends on how every earlier epoch was divided.
 
     Raises ValueError for arguments that make no sense.
     """
