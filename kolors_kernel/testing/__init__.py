@@ -36,6 +36,7 @@ from kolors_kernel.testing.contracts import (  # noqa: E402
     SampleFilterContract,
     SolverContract,
     TextEncoderContract,
+    WorkersContract,
 )
 
 __all__ = [
@@ -60,4 +61,5 @@ __all__ = [
     "SampleFilterContract",
     "SolverContract",
     "TextEncoderContract",
+    "WorkersContract",
 ]

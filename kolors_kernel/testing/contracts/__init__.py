@@ -25,7 +25,13 @@ from kolors_kernel.testing.contracts.model import (
     TextEncoderContract,
 )
 from kolors_kernel.testing.contracts.ops import AttentionContract, GEGLUContract, GroupNormSiLUContract
-from kolors_kernel.testing.contracts.runs import MetricContract, ObserverContract, PromptSetContract, RecipeContract
+from kolors_kernel.testing.contracts.runs import (
+    MetricContract,
+    ObserverContract,
+    PromptSetContract,
+    RecipeContract,
+    WorkersContract,
+)
 from kolors_kernel.testing.contracts.sampling import GuidanceContract, NoiseScheduleContract, SolverContract
 
 CONTRACTS: Mapping[str, type[ComponentContract[Any]]] = MappingProxyType(
@@ -47,6 +53,7 @@ CONTRACTS: Mapping[str, type[ComponentContract[Any]]] = MappingProxyType(
         "attention": AttentionContract,
         "group_norm_silu": GroupNormSiLUContract,
         "geglu": GEGLUContract,
+        "workers": WorkersContract,
         "observer": ObserverContract,
         "recipe": RecipeContract,
     }
@@ -75,4 +82,5 @@ __all__ = [
     "SampleFilterContract",
     "SolverContract",
     "TextEncoderContract",
+    "WorkersContract",
 ]

@@ -1,17 +1,21 @@
-"""The contracts of runs: prompt set, metric, observer, recipe."""
+"""The contracts of runs: prompt set, metric, workers, observer, recipe."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kolors_kernel.kinds import MetricConfig, ObserverConfig, PromptSetConfig, RecipeConfig
+from kolors_kernel.errors import RecipeError, RunError
+from kolors_kernel.kinds import MetricConfig, ObserverConfig, PromptSetConfig, RecipeConfig, WorkersConfig
 from kolors_kernel.recipe_file import load_recipe, write_recipe
 from kolors_kernel.registry import discover
 from kolors_kernel.testing.contracts.component import ComponentContract
@@ -57,6 +61,40 @@ class MetricContract(ComponentContract[MetricConfig]):
             reports.append(json.dumps(metric.compute(), sort_keys=True))
         assert reports[0] == reports[1]
         assert torch.equal(images, before)
+
+
+class WorkersContract(ComponentContract[WorkersConfig]):
+    """What every crew of workers promises. Slow, as there may be a cluster to start."""
+
+    def making(self, work: Callable[[Any], Any]) -> Callable[[], Callable[[Any], Any]]:
+        """Return what makes `work` in a worker: of parts that it can load without importing tests and torch."""
+        return partial(partial, work)
+
+    @pytest.mark.slow
+    def test_makes_something_of_each_item_once(self, tmp_path: Path) -> None:
+        """Equal items too, in any order; of no items, nothing."""
+        workers = self.config.build(self.context(tmp_path))
+        assert list(workers.map(self.making(operator.neg), [])) == []
+        assert sorted(workers.map(self.making(operator.neg), [3, 1, 3, 2])) == [(1, -1), (2, -2), (3, -3), (3, -3)]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("work", "raised"), [(load_recipe, RecipeError), (operator.neg, RunError)])
+    def test_raises_what_the_work_raised(self, tmp_path: Path, work: Callable[[Any], Any], raised: type) -> None:
+        """An error of ours is the same here, any other a RunError; both say what it was about."""
+        workers = self.config.build(self.context(tmp_path))
+        with pytest.raises(raised, match="no_such_recipe") as caught:
+            list(workers.map(self.making(work), ["no_such_recipe"]))
+        assert caught.type is raised
+
+    @pytest.mark.slow
+    def test_can_be_left_early(self, tmp_path: Path) -> None:
+        """The rest is not done, and closing waits for nobody."""
+        done = self.config.build(self.context(tmp_path)).map(self.making(operator.neg), range(1000))
+        item, made = next(done)
+        assert made == -item
+        assert hasattr(done, "close")
+        done.close()
+        assert list(done) == []
 
 
 class ObserverContract(ComponentContract[ObserverConfig]):
