@@ -6,7 +6,6 @@ JPEG, PNG, WebP, GIF and BMP of up to 8 bits a channel are taken, one picture to
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -43,6 +42,8 @@ _READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
 )
 """How each format begins. Pillow's own search would try fifty formats, and warns before a size can be refused."""
+_DAMAGE = (ValueError, OSError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError, Warning)
+"""What the libraries raise for pictures they cannot use; warnings where these are errors."""
 
 
 class _Header(NamedTuple):
@@ -51,7 +52,7 @@ class _Header(NamedTuple):
     is_plain_jpeg: bool
 
     @property
-    def is_lying(self) -> bool:
+    def lies_on_its_side(self) -> bool:
         """Whether the stored picture is turned by 90 degrees, and `size` and `upright` exchange its sides."""
         return self.orientation >= 5
 
@@ -63,7 +64,7 @@ def probe(data: Data, *, where: str) -> Size:
     """
     with _naming(where):
         header = _header(data)
-        return header.size[::-1] if header.is_lying else header.size
+        return header.size[::-1] if header.lies_on_its_side else header.size
 
 
 def decode(data: Data, *, where: str, at_least: Size | None = None, into: Pixels | None = None) -> Pixels:
@@ -112,14 +113,14 @@ def _header(data: Data) -> _Header:
     if height * width > MOST_PIXELS:
         raise ValueError(f"it says it is {height} x {width} pixels, and more than {MOST_PIXELS} are not decoded")
     if bits > 8:
-        raise ValueError(f"it has {bits} bits a channel, more than 8 bits; convert it to 8 bits")
+        raise ValueError(f"it has more than 8 bits a channel ({bits}); convert it to 8 bits")
     if frames > 1:
         raise ValueError(f"it is animated, with {frames} frames; save the one that is meant")
     return header
 
 
 def _decode_jpeg(data: Data, header: _Header, at_least: Size | None, into: Pixels | None) -> Pixels:
-    height, width = (at_least[::-1] if header.is_lying else at_least) if at_least is not None else header.size
+    height, width = (at_least[::-1] if header.lies_on_its_side else at_least) if at_least is not None else header.size
     scale = {"min_height": height, "min_width": width, "min_factor": _WORTH_SCALING}
     if into is not None and header.orientation == 1:
         size = simplejpeg.decode_jpeg_header(data, **scale)[:2]
@@ -158,10 +159,7 @@ def _rgb(picture: ImageFile) -> Pixels:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    # What the libraries raise on damaged input, in our words.
     try:
         yield
-    except (ValueError, OSError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
-        raise DataError(f"the picture of {where} cannot be decoded: {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _DAMAGE as error:
         raise DataError(f"the picture of {where} cannot be decoded: {error}") from error
