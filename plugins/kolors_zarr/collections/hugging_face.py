@@ -1,0 +1,69 @@
+"""Sets of the Hugging Face library `datasets`, by their name on the Hub or the folder they were saved in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import datasets
+
+from kolors_kernel.errors import DataError
+from kolors_zarr.collections.files import stamp_of
+from kolors_zarr.collections.inputs import Entry, Fields, Input
+from kolors_zarr.collections.table import columns_of, picture_of
+
+
+class HuggingFaceSet:
+    """The rows of one split; where an input is: its row."""
+
+    def __init__(self, source: Path | str, split: str, fields: Fields, *, image: str, identity: str) -> None:
+        self.source, self.split, self.fields, self.image, self.identity = source, split, fields, image, identity
+
+    @cached_property
+    def rows(self) -> datasets.Dataset:
+        """The split with the columns that are read, pictures as bytes. Raises DataError when there is none such."""
+        try:
+            if isinstance(self.source, Path):
+                found = datasets.load_from_disk(self.source)
+                found = found[self.split] if isinstance(found, datasets.DatasetDict) else found
+            else:
+                found = datasets.load_dataset(self.source, split=self.split)
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
+            raise DataError(f"the set {self.source} cannot be loaded: {error}") from error
+        except KeyError as error:
+            raise DataError(f"the set {self.source} has no split '{self.split}'; it has {', '.join(found)}") from error
+        columns = columns_of(
+            self.image, self.identity, self.fields, there=found.column_names, where=f"the set {self.source}"
+        )
+        rows = found.select_columns(columns)
+        if isinstance(rows.features[self.image], datasets.Image):
+            rows = rows.cast_column(self.image, datasets.Image(decode=False))
+        return rows
+
+    @property
+    def folder(self) -> Path:
+        """Where the paths in a row start: the set's own folder."""
+        return self.source if isinstance(self.source, Path) else Path()
+
+    def inputs(self) -> Iterator[Input]:
+        """List every row."""
+        stamp = " ".join(stamp_of(Path(each["filename"]).stat()) for each in self.rows.cache_files)
+        names = self.rows[self.identity] if self.identity else range(len(self.rows))
+        for row, name in enumerate(names):
+            problem = "" if name is not None else f"it has no '{self.identity}'"
+            yield Input(f"{self.split}:{row}" if problem or not self.identity else str(name), (row,), stamp, problem)
+
+    def open(self, each: Input) -> BinaryIO:
+        """Return the picture."""
+        return picture_of(self._row(each)[self.image], self.folder)
+
+    def read(self, each: Input) -> Entry:
+        """Read the row."""
+        row = self._row(each)
+        with picture_of(row[self.image], self.folder) as file:
+            return self.fields.entry(file.read(), row)
+
+    def _row(self, each: Input) -> dict[str, Any]:
+        return dict(self.rows[each.where[0]])
