@@ -47,13 +47,15 @@ _DAMAGE = (ValueError, OSError, SyntaxError, EOFError, IndexError, struct.error,
 
 
 class _Header(NamedTuple):
+    """The picture as it is stored, before it is turned."""
+
     size: Size
     orientation: int
     is_plain_jpeg: bool
 
     @property
     def lies_on_its_side(self) -> bool:
-        """Whether the stored picture is turned by 90 degrees, and `size` and `upright` exchange its sides."""
+        """Whether turning it upright exchanges height and width."""
         return self.orientation >= 5
 
 
