@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,18 +60,17 @@ class Index:
         """Return the values of each tag that the index has, sorted."""
         return {name: tuple(sorted(tag.codes)) for name, tag in sorted(self._tags.items()) if tag.numbers is not None}
 
-    def columns(self) -> Mapping[str, Array]:
-        """Return the columns by name: of samples, then of shards."""
+    def columns(self) -> Iterator[tuple[str, Array]]:
+        """Yield the columns by name, of samples and then of shards; each is made when it is asked for."""
+        yield "size", self._size[: self.samples]
+        yield "crop", self._crop[: self.samples]
         bits = [self.caption_keys.index(key) for key in self._caption_keys]
-        tags = {TAG + name: self._tags[name].sorted()[: self.samples] for name in self.vocabularies()}
-        return {
-            "size": self._size[: self.samples],
-            "crop": self._crop[: self.samples],
-            "captions": _moved(self._captions[: self.samples], bits),
-            **tags,
-            "count": self._counts[: self.shards],
-            **{OBJECT + name: table[: self.shards] for name, table in sorted(self._objects.items())},
-        }
+        yield "captions", _moved(self._captions[: self.samples], bits)
+        for name in self.vocabularies():
+            yield TAG + name, self._tags[name].sorted()[: self.samples]
+        yield "count", self._counts[: self.shards]
+        for name, table in sorted(self._objects.items()):
+            yield OBJECT + name, table[: self.shards]
 
 
 class _Tag:

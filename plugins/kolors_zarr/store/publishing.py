@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google_crc32c import value as crc32c
-from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.store.documents import group_document, index_document, samples_document
@@ -52,7 +51,7 @@ def publish(
     """Make a store of finished parts, each (group, shard), in the store's order; they have up to `samples` samples.
 
     Raises ValueError when the parts do not hold the same things, DataError when one is missing, when there are no
-    samples, or when someone else published first. Memory is that of the index, twice at most.
+    samples, or when someone else published first. Memory is that of the index and of its largest column.
     """
     gathered, index, left_out = _Groups(), Index(samples=samples, shards=len(parts)), list(refused)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -74,8 +73,7 @@ def publish(
             refused=len(left_out),
             written_by={name: version(name) for name in ("kolors-kernel", "numpy")},
         )
-        objects = _objects(manifest, index.columns())
-        for _ in _each(pool, lambda item: place.write(*item), objects):
+        for _ in _each(pool, lambda item: place.write(*item), _objects(manifest, index)):
             pass
     if left_out:
         lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in left_out)
@@ -147,7 +145,7 @@ def _read(place: Place, group: str, shard: int) -> PartRow:
         raise DataError(f"{place.url}/{key} is missing: this part was not written; run what writes it again") from error
 
 
-def _objects(manifest: Manifest, index: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, bytes]]:
+def _objects(manifest: Manifest, index: Index) -> Iterator[tuple[str, bytes]]:
     """Yield keys and contents of all that zarr needs to find the samples and the index."""
     below = f"{INDEX}/{manifest.edition}"
     yield "zarr.json", group_document({ATTRIBUTE: {"version": VERSION}})
@@ -157,7 +155,7 @@ def _objects(manifest: Manifest, index: Mapping[str, NDArray[Any]]) -> Iterator[
         for name, column in group.columns.items():
             document = samples_document(column, shards=group.shards, shard_rows=manifest.shard_rows)
             yield f"{column_key(group.name, name)}/zarr.json", document
-    for name, values in index.items():
+    for name, values in index.columns():
         yield f"{below}/{name}/zarr.json", index_document(str(values.dtype), values.shape)
         rows = min(len(values), INDEX_CHUNK)
         for chunk, start in enumerate(range(0, len(values), rows)):

@@ -111,11 +111,12 @@ class ObjectStore:
         try:
             yield
         except (FileNotFoundError, known.NotFoundError) as error:
-            what = "the bucket does not exist" if "NoSuchBucket" in str(error) else "there is no such object"
-            raise FileNotFoundError(f"{where}: {what}") from error
+            raise FileNotFoundError(f"{where}: {_missing(error)}") from error
         except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
             raise PermissionError(f"{where}: the server refuses these credentials: {_brief(error)}") from error
         except known.BaseError as error:
+            if "NoSuchBucket" in str(error):  # what a listing says comes as a general error
+                raise FileNotFoundError(f"{where}: {_missing(error)}") from error
             raise OSError(f"{where}: {_brief(error)}") from error
 
 
@@ -162,9 +163,9 @@ class FileSystem:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the files below a folder."""
-        root = self._files._strip_protocol(self._root).rstrip("/") + "/"
+        self._files.invalidate_cache()  # others write here too
         for path in self._files.find(self._path(prefix)):
-            yield str(path).removeprefix(root)
+            yield str(path).removeprefix(self._root.rstrip("/") + "/")
 
     def clear(self, prefix: str) -> None:
         """Remove a folder, if it is there."""
@@ -178,6 +179,10 @@ class FileSystem:
         self._files.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
 
 
+def _missing(error: Exception) -> str:
+    return "the bucket does not exist" if "NoSuchBucket" in str(error) else "there is no such object"
+
+
 def _brief(error: Exception) -> str:
-    """Return the first line of an error of obstore, whose further lines are its inner states."""
-    return str(error).strip().split("\n")[0]
+    """Return the first line of an error of obstore without the server's document; the rest is its inner state."""
+    return str(error).strip().split("\n")[0].split("<?xml")[0].rstrip(": ")

@@ -10,7 +10,7 @@ from kolors_kernel.values import Part, Sample
 from kolors_zarr.store.layout import MANIFEST, PARTS, part_key
 from kolors_zarr.store.parts import Refused, write_part
 from kolors_zarr.store.places import Place, exists, writing
-from kolors_zarr.store.plan import Plan, begin
+from kolors_zarr.store.plan import PLAN, Plan, begin
 from kolors_zarr.store.publishing import publish
 
 _KEPT = "what is finished stays for the next run"
@@ -34,7 +34,7 @@ class ZarrStoreSink:
         """
         plan = Plan.of(parts, shard_rows=self.part_size)
         with writing(self.place, left="nothing was begun"):
-            if exists(self.place, MANIFEST) or not exists(self.place, f"{PARTS}/plan.json"):
+            if exists(self.place, MANIFEST) or not exists(self.place, PLAN):
                 begin(self.place, plan)
             if self._plan != plan:
                 raise DataError(
