@@ -5,7 +5,7 @@ from kolors_kernel import ComponentConfig, hookimpl
 
 @hookimpl
 def kolors_components() -> list[type[ComponentConfig]]:
-    """Return the sink and the source."""
-    from kolors_zarr.config import ZarrSink, ZarrSource
+    """Return the sink, the source, the buckets, what can be imported, and the recipes."""
+    from kolors_zarr import buckets_config, collections_config, config, recipes_config
 
-    return [ZarrSink, ZarrSource]
+    return [each for part in (config, buckets_config, collections_config, recipes_config) for each in part.COMPONENTS]

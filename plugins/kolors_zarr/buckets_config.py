@@ -146,3 +146,6 @@ class OwnBuckets(BucketsConfig):
     def sizes(self) -> Sizes:
         """Return the table, sorted."""
         return tuple(sorted(self.table))
+
+
+COMPONENTS = [SquareBuckets, NovelAIBuckets, SDXLBuckets, OwnBuckets]

@@ -202,3 +202,6 @@ class ListingConfig(TableCollectionConfig):
         from kolors_zarr.collections.listing import Listing
 
         return Listing(self.path, self.fields(), image=self.image, identity=self.id)
+
+
+COMPONENTS = [ImageFolderConfig, WebDatasetConfig, ParquetConfig, HuggingFaceConfig, ListingConfig]

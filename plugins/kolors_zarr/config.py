@@ -90,3 +90,6 @@ class ZarrSource(DataSourceConfig):
             filters=[(each.type, each.build(ctx)) for each in self.filters],
             cache=self.cache,
         )
+
+
+COMPONENTS = [ZarrSink, ZarrSource]

@@ -60,3 +60,6 @@ class ImportSamples(RecipeConfig):
         from kolors_zarr.importing.job import ImportJob
 
         return ImportJob(self, ctx)
+
+
+COMPONENTS = [ImportSamples]
