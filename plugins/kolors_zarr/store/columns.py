@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,12 +23,14 @@ Chunks: TypeAlias = list[bytes | None]
 _DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
 
 
-def columns_of(samples: Sequence[Sample]) -> dict[str, tuple[Column, Chunks]]:
-    """Return the columns of some samples, each with a chunk for every sample or None where one lacks it.
+def columns_of(samples: Sequence[Sample]) -> Iterator[tuple[str, Column, Chunks]]:
+    """Yield the columns of some samples by name, each with a chunk for every sample or None where one lacks it.
 
     Raises ValueError, naming the sample, unless all hold the same things in the same shapes and dtypes, or where one
     is not complete: neither an image nor latents, no conditioning for one of its captions.
     """
+    if not samples:
+        return
     first = samples[0]
     for sample in samples:
         require_complete(sample)
@@ -35,21 +38,18 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, tuple[Column, Chunks]]:
             raise ValueError(
                 f"sample '{sample.record.id}' holds {holds(sample)}, but '{first.record.id}' holds {holds(first)}"
             )
-    found: dict[str, tuple[Column, Chunks]] = {
-        "id": _strings(samples, lambda sample: sample.record.id),
-        "tags": _strings(samples, lambda sample: json.dumps(dict(sample.record.tags), ensure_ascii=False)),
-    }
+    yield "id", *_strings(samples, lambda sample: sample.record.id)
+    yield "tags", *_strings(samples, lambda sample: json.dumps(dict(sample.record.tags), ensure_ascii=False))
     for key in caption_keys(samples):
-        found[CAPTION + key] = _strings(samples, lambda sample, key=key: sample.record.captions.get(key) or None)  # type: ignore[misc]
+        yield CAPTION + key, *_strings(samples, partial(_caption, key=key))
     if first.image is not None:
-        found["image"] = _bytes(samples, lambda sample: sample.image)
+        yield "image", *_bytes(samples, lambda sample: sample.image)
     if first.pixels is not None:
-        found["pixels"] = _arrays(samples, "pixels", lambda sample: _present(sample.pixels).permute(1, 2, 0))
+        yield "pixels", *_arrays(samples, "pixels", lambda sample: _present(sample.pixels).permute(1, 2, 0))
     if first.latents is not None:
-        found["latents"] = _arrays(samples, "latents", lambda sample: _present(sample.latents))
+        yield "latents", *_arrays(samples, "latents", lambda sample: _present(sample.latents))
     for key in sorted({key for sample in samples for key in sample.conditioning}):
-        found[TEXT + key] = _bytes(samples, lambda sample, key=key: _packed(sample, key))  # type: ignore[misc]
-    return found
+        yield TEXT + key, *_bytes(samples, partial(_packed, key=key))
 
 
 def caption_keys(samples: Iterable[Sample]) -> list[str]:
@@ -131,6 +131,10 @@ def _strings(samples: Sequence[Sample], read: Callable[[Sample], str | None]) ->
 def _bytes(samples: Sequence[Sample], read: Callable[[Sample], bytes | None]) -> tuple[Column, Chunks]:
     found = [read(sample) for sample in samples]
     return Column(kind="bytes"), [None if data is None else encode_element(data) for data in found]
+
+
+def _caption(sample: Sample, key: str) -> str | None:
+    return sample.record.captions.get(key) or None
 
 
 def _packed(sample: Sample, key: str) -> bytes | None:

@@ -95,16 +95,6 @@ def unpack_arrays(elements: Sequence[bytes], form: TextForm) -> Texts:
     return Texts(tokens, pooled, bias if bias.any() else None)
 
 
-def unpack(elements: Sequence[bytes], form: TextForm) -> Conditioning:
-    """Return the conditioning of a batch as `unpack_arrays` does, in tensors."""
-    import torch
-
-    tokens, pooled, bias = unpack_arrays(elements, form)
-    return Conditioning(
-        torch.from_numpy(tokens), torch.from_numpy(pooled), None if bias is None else torch.from_numpy(bias)
-    )
-
-
 def _rows(element: bytes, form: TextForm, itemsize: int) -> int:
     count, rest = divmod(len(element) - form.pooled * itemsize, form.width * itemsize + 4)
     if count < 1 or rest:

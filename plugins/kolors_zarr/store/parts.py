@@ -96,22 +96,21 @@ def write_part(
     """
     everything = list(samples)
     kept = [each for each in everything if isinstance(each, Sample)]
-    columns = columns_of(kept) if kept else {}
     keys, (size, crop) = caption_keys(kept), sizes_of(kept)
     if len(keys) > MOST_CAPTIONS:
         raise ValueError(f"samples from '{kept[0].record.id}' on have the captions {keys}; at most {MOST_CAPTIONS} fit")
     form = text_form(kept)
-    objects: dict[str, tuple[int, int]] = {}
-    for name, (column, chunks) in columns.items():
+    columns, objects = dict[str, Column](), dict[str, tuple[int, int]]()
+    for name, column, chunks in columns_of(kept):
         data = encode_shard(chunks, shard_rows)
         place.write(shard_key(group, name, shard, axes=1 + len(column.shape)), data)
-        objects[name] = len(data), index_checksum(data)
+        columns[name], objects[name] = column, (len(data), index_checksum(data))
     row = PartRow(
         group=group,
         shard=shard,
         first=kept[0].record.id if kept else "",
         holds=holds(kept[0]) if kept else "",
-        columns={name: column for name, (column, _) in columns.items()},
+        columns=columns,
         text=form,
         objects=objects,
         size=size,

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from google_crc32c import value as crc32c
-from numpy.typing import NDArray
 
-from kolors_kernel.errors import DataError
 from kolors_zarr.store.layout import ABSENT
 
-CHECKSUM_BYTES = 4
+_CHECKSUM_BYTES = 4
 _ELEMENT = struct.Struct("<II")
 
 
 def index_bytes(rows: int) -> int:
     """Return how many bytes at the end of a shard of so many rows are its index and the checksum of that."""
-    return 16 * rows + CHECKSUM_BYTES
+    return 16 * rows + _CHECKSUM_BYTES
 
 
 def encode_shard(chunks: Sequence[bytes | None], rows: int) -> bytes:
@@ -40,27 +38,15 @@ def encode_shard(chunks: Sequence[bytes | None], rows: int) -> bytes:
         if same != chunk or start == end:  # another chunk of this checksum, or a new one
             start = end
             pieces += chunk, _little(checksum)
-            end += len(chunk) + CHECKSUM_BYTES
-        index[row] = start, len(chunk) + CHECKSUM_BYTES
+            end += len(chunk) + _CHECKSUM_BYTES
+        index[row] = start, len(chunk) + _CHECKSUM_BYTES
     table = index.tobytes()
     return b"".join([*pieces, table, _little(crc32c(table))])
 
 
 def index_checksum(shard: bytes) -> int:
     """Return the CRC-32C of a shard's index, which are the last bytes of the shard."""
-    return int.from_bytes(shard[-CHECKSUM_BYTES:], "little")
-
-
-def parse_index(data: bytes, rows: int, *, where: str) -> NDArray[np.uint64]:
-    """Return offset and size of each row's chunk, its checksum included, [rows, 2]; both ABSENT where there is none.
-
-    `data` are the last `index_bytes(rows)` bytes of a shard. Raises DataError, calling the shard `where`, when they
-    do not match their checksum.
-    """
-    table, checksum = data[:-CHECKSUM_BYTES], int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-    if len(data) != index_bytes(rows) or crc32c(table) != checksum:
-        raise DataError(f"the index of {where} does not match its checksum; restore or rebuild the store")
-    return np.frombuffer(table, "<u8").reshape(rows, 2)
+    return int.from_bytes(shard[-_CHECKSUM_BYTES:], "little")
 
 
 def encode_element(data: bytes) -> bytes:
@@ -68,12 +54,5 @@ def encode_element(data: bytes) -> bytes:
     return _ELEMENT.pack(1, len(data)) + data
 
 
-def decode_element(chunk: bytes, *, where: str) -> bytes:
-    """Return the one element of a chunk of zarr's vlen codecs. Raises DataError, calling it `where`, if it is none."""
-    if len(chunk) < _ELEMENT.size or _ELEMENT.unpack_from(chunk) != (1, len(chunk) - _ELEMENT.size):
-        raise DataError(f"{where} is not one element of variable length; restore or rebuild the store")
-    return chunk[_ELEMENT.size :]
-
-
 def _little(checksum: int) -> bytes:
-    return checksum.to_bytes(CHECKSUM_BYTES, "little")
+    return checksum.to_bytes(_CHECKSUM_BYTES, "little")

@@ -50,11 +50,12 @@ class ZarrStoreSink:
         Raises ValueError for samples that do not go together or are not as many as the part has, DataError for a
         part that is not of the store, RunError when the place cannot be written.
         """
-        if part.name not in self._plan.shards:
-            raise DataError(f"part '{part.name}' is not one of those the store at {self.place.url} was begun with")
-        group, shard = self._plan.shards[part.name]
-        if exists(self.place, part_key(group, shard)):
-            return
+        with writing(self.place, left=_KEPT):
+            if part.name not in self._plan.shards:
+                raise DataError(f"part '{part.name}' is not one of those the store at {self.place.url} was begun with")
+            group, shard = self._plan.shards[part.name]
+            if exists(self.place, part_key(group, shard)):
+                return
         found = list(samples)
         if len(found) != len(part.rows):
             raise ValueError(f"part '{part.name}' has {len(part.rows)} samples, and {len(found)} came")
