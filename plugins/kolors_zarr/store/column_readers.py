@@ -1,0 +1,48 @@
+"""How the values of a column are read: from the chunks of its shards, as long as it is stored as it was written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from kolors_zarr.store.manifest import Column
+from kolors_zarr.store.shard_index import SEAL, Bytes, crc32c
+from kolors_zarr.store.shards import Shards, Wanted
+
+_CHECKSUM_BYTES = 4
+_ELEMENT_BYTES = 8
+"""What zarr's vlen codecs put before an element: the number of elements, which is one, and its length."""
+
+
+class ColumnReader(Protocol):
+    """Reads a column of one group."""
+
+    def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
+        """Yield position and value, in any order: the bytes of an array, of a text, or simply bytes; checked.
+
+        Why one cannot be had goes into `faults` by its position.
+        """
+
+
+class ChunkReader:
+    """Reads the values of a column from chunks of one row, each with its checksum."""
+
+    def __init__(self, shards: Shards, name: str, column: Column) -> None:
+        self._shards, self._name = shards, name
+        self._head, self._bytes = _ELEMENT_BYTES, None
+        if column.kind == "array":
+            self._head, self._bytes = 0, math.prod(column.shape) * np.dtype(column.dtype).itemsize + _CHECKSUM_BYTES
+
+    def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
+        """Yield what is in the chunks that match their checksums."""
+        head, size = self._head, self._bytes
+        for position, chunk in self._shards.chunks(self._name, wanted, faults):
+            if crc32c(chunk) != SEAL:
+                faults[position] = "the chunk does not match its checksum"
+            elif size is not None and len(chunk) != size:
+                faults[position] = f"the chunk has {len(chunk)} bytes instead of {size}"
+            else:
+                yield position, chunk[head:-_CHECKSUM_BYTES]

@@ -1,0 +1,79 @@
+"""Finding a store, and what its manifest must say before anything is read by it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from kolors_kernel.errors import DataError
+from kolors_zarr.store.damage import REMEDY
+from kolors_zarr.store.layout import ANY, ATTRIBUTE, CAPTION, MANIFEST, PARTS, TEXT, VERSION, is_key
+from kolors_zarr.store.manifest import Column, Manifest
+from kolors_zarr.store.places import Place
+
+_GROUP = re.compile(rf"{ANY}|[1-9]\d*x[1-9]\d*")
+_KINDS = {"id": "string", "tags": "string", "image": "bytes", "pixels": "array", "latents": "array"}
+_DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
+
+
+def read_manifest(place: Place) -> Manifest:
+    """Return the manifest of the store at a place.
+
+    Raises DataError where there is no store, none that is published, one of another version, one that may not be
+    read, or one that names what no store has.
+    """
+    where = f"{place.url}/{MANIFEST}"
+    try:
+        data = place.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(_reason_for_none(place)) from error
+    except OSError as error:
+        raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
+    manifest = Manifest.from_bytes(data, where=where)
+    wrong = _misfit(manifest)
+    if wrong is not None:
+        raise DataError(f"{where} {wrong}; {REMEDY}")
+    return manifest
+
+
+def _reason_for_none(place: Place) -> str:
+    try:
+        if next(iter(place.keys(f"{PARTS}/")), None) is not None:
+            return f"the store {place.url} is still being written: it has {PARTS}/ and no {MANIFEST}; publish it first"
+        attributes = json.loads(place.read("zarr.json"))["attributes"]
+        version = attributes[ATTRIBUTE]["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"there is no store at {place.url}: it has no {MANIFEST}"
+    if version == VERSION:
+        return f"the store {place.url} was never published, or has lost its {MANIFEST}; {REMEDY}"
+    return f"the store {place.url} is of format version {version}, and this installation reads {VERSION}; write it anew"
+
+
+def _misfit(manifest: Manifest) -> str | None:
+    """Say what no store that was written by this package has; names that lead out of the store above all."""
+    names = [group.name for group in manifest.groups]
+    if len(set(names)) < len(names):
+        return "has a group twice"
+    for key in (*manifest.captions, *manifest.tags):
+        if not is_key(key):
+            return f"names {key!r}, which is no name of a caption or a tag"
+    for group in manifest.groups:
+        if not _GROUP.fullmatch(group.name):
+            return f"names the group {group.name!r}; a group is HEIGHTxWIDTH or {ANY}"
+        if group.columns.keys() != manifest.groups[0].columns.keys():
+            return f"has other columns in {group.name} than in {names[0]}"
+        wrong = next((name for name, column in group.columns.items() if not _is_known(name, column)), None)
+        if wrong is not None:
+            return f"has a column {wrong!r} in {group.name} as {group.columns[wrong]}, which no store has"
+        if not {"id", "tags"} <= group.columns.keys():
+            return f"has no ids and tags in {group.name}"
+    return None
+
+
+def _is_known(name: str, column: Column) -> bool:
+    for prefix, kind in ((CAPTION, "string"), (TEXT, "bytes")):
+        if name.startswith(prefix):
+            return column.kind == kind and is_key(name.removeprefix(prefix))
+    if column.kind != _KINDS.get(name):
+        return False
+    return column.kind != "array" or (column.dtype in _DTYPES[name] and len(column.shape) == 3)

@@ -1,0 +1,247 @@
+"""Reading a store: any samples, in any order, each byte checked before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from threading import Lock
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kolors_kernel.errors import DataError
+from kolors_kernel.values import NO_CAPTION, SampleRecord
+from kolors_zarr.store.column_form import reason_to_fall_back
+from kolors_zarr.store.column_readers import ChunkReader, ColumnReader
+from kolors_zarr.store.damage import Damage, DamagedSamples
+from kolors_zarr.store.index_columns import IndexColumns
+from kolors_zarr.store.layout import CAPTION, TEXT, column_key
+from kolors_zarr.store.manifest import Column, Manifest
+from kolors_zarr.store.numbering import Asked, Numbering, Numbers
+from kolors_zarr.store.opening import read_manifest
+from kolors_zarr.store.places import Folder, Place
+from kolors_zarr.store.records import LazyCaptions, LazyTags, LazyTexts
+from kolors_zarr.store.requests import Requests
+from kolors_zarr.store.shard_files import ShardFiles
+from kolors_zarr.store.shard_index import Bytes
+from kolors_zarr.store.shard_ranges import ShardRanges
+from kolors_zarr.store.shards import Shards, ShardTable, Wanted
+
+logger = logging.getLogger(__name__)
+_AT_ONCE = 16
+"""Requests on their way to a place that is not a folder, for each thread that reads."""
+_RECORDS = 256
+"""How many records share the reading of a caption."""
+_NOTHING = Column(kind="array")
+
+
+class Store:
+    """An open store, by sample numbers: groups in the manifest's order, in them shards, in these rows.
+
+    Opening reads the manifest and how many samples each shard has. Safe for several threads; a process that is handed
+    one opens it anew, at the same edition. Raises DataError when there is no published store at the place, or not one
+    of this version; where a sample's data is missing or damaged, reading it raises DamagedSamples.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.__setstate__((place, read_manifest(place)))
+
+    def __getstate__(self) -> tuple[Place, Manifest]:
+        return self.place, self.manifest
+
+    def __setstate__(self, state: tuple[Place, Manifest]) -> None:
+        self.place, self.manifest = state
+        at_once = 1 if isinstance(self.place, Folder) else _AT_ONCE
+        self._index = IndexColumns(self.place, self.manifest, Requests(at_once))
+        counts = self._index["count"].whole()
+        self._numbering = Numbering(self.manifest, counts, where=self.place.url)
+        table = ShardTable(self._numbering, self._index, shard_rows=self.manifest.shard_rows)
+        self._shards: Shards
+        if isinstance(self.place, Folder):
+            self._shards = ShardFiles(self.place, table)
+        else:  # with threads of its own, for they wait for those of the index
+            self._shards = ShardRanges(self.place, table, Requests(at_once))
+        self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._opening = Lock()
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return self.manifest.samples
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """What the store can fill of a batch: images, latents, captions, conditioning."""
+        columns = self.manifest.groups[0].columns if self.manifest.groups else {}
+        ports = {
+            "images": "image" in columns or "pixels" in columns,
+            "latents": "latents" in columns,
+            "captions": bool(self.manifest.captions),
+            "conditioning": self.manifest.text is not None,
+        }
+        return frozenset(port for port, held in ports.items() if held)
+
+    @property
+    def starts(self) -> Numbers:
+        """The number of each group's first sample, and last how many samples there are, [groups + 1]."""
+        return self._numbering.starts
+
+    @property
+    def most_index_bytes(self) -> int:
+        """The memory that knowing where everything is may come to take, however much is read."""
+        return self._numbering.most_bytes + self._index.most_bytes + self._shards.most_bytes
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column of the index for all samples or shards, read anew. ValueError: there is no such column."""
+        return self._index[name].whole()
+
+    def rows(self, name: str, numbers: Asked) -> NDArray[Any]:
+        """Return a column of the index for some samples; only the pieces of it that they are in are read."""
+        return self._index[name].rows(self._numbering.checked(numbers))
+
+    def read_into(self, column: str, numbers: Asked, out: NDArray[Any]) -> None:
+        """Copy arrays of some samples into `out` [numbers, ...], contiguous and of their dtype.
+
+        Raises DamagedSamples once all others are copied; the rows of the damaged ones stay as they were. Raises
+        ValueError when `out` does not fit.
+        """
+        asked = self._numbering.checked(numbers)
+        self._require_fit(column, asked, out)
+        rows, faults = out.reshape(len(asked), -1).view(np.uint8), dict[int, str]()
+        for position, value in self._values(column, asked, faults):
+            np.copyto(rows[position], value)
+        self._raise_for(column, asked, faults)
+
+    def read_bytes(self, column: str, numbers: Asked) -> list[bytes]:
+        """Return encoded pictures or conditioning of some samples. Raises DamagedSamples.
+
+        Raises ValueError where a sample never had it: conditioning of a caption that it lacks.
+        """
+        asked = self._numbering.checked(numbers)
+        found: list[bytes | None] = [None] * len(asked)
+        faults: dict[int, str] = {}
+        for position, value in self._values(column, asked, faults):
+            found[position] = value.tobytes()
+        self._raise_for(column, asked, faults)
+        if None in found:
+            raise ValueError(f"sample number {asked[found.index(None)]} has no {column}")
+        return cast(list[bytes], found)
+
+    def read_strings(self, column: str, numbers: Asked) -> list[str | None]:
+        """Return texts of some samples, None for a caption that a sample lacks. Raises DamagedSamples."""
+        asked = self._numbering.checked(numbers)
+        faults: dict[int, str] = {}
+        texts = self._texts(column, asked, faults)
+        self._raise_for(column, asked, faults)
+        return texts
+
+    def damages(self, column: str, numbers: Asked) -> list[Damage]:
+        """Return what is wrong with a column in some samples, all of which are read and checked."""
+        asked, faults = self._numbering.checked(numbers), dict[int, str]()
+        for _ in self._values(column, asked, faults):
+            pass
+        return self._damages(column, asked, faults)
+
+    def records(self, numbers: Asked) -> list[SampleRecord]:
+        """Return the records of some samples; captions and tags are read when first looked at. Raises DamagedSamples.
+
+        Looking at one caption reads it for a few hundred neighbours in `numbers`, too.
+        """
+        asked = self._numbering.checked(numbers)
+        starts = range(0, len(asked), _RECORDS)
+        return [record for start in starts for record in self._records(asked[start : start + _RECORDS])]
+
+    def _records(self, asked: Numbers) -> Iterator[SampleRecord]:
+        ids, sizes = self.read_strings("id", asked), self.rows("size", asked).tolist()
+        tags = LazyTexts(partial(self._lazy, "tags", asked))
+        captions = {key: LazyTexts(partial(self._lazy, CAPTION + key, asked)) for key in self.manifest.captions}
+        for place, (id, size, bits) in enumerate(zip(ids, sizes, self.rows("captions", asked).tolist(), strict=True)):
+            there = {key: captions[key] for i, key in enumerate(captions) if bits >> i & 1}
+            yield SampleRecord(str(id), tuple(size), LazyCaptions(there, place), LazyTags(tags, place))
+
+    def _texts(self, column: str, asked: Numbers, faults: dict[int, str]) -> list[str | None]:
+        texts: list[str | None] = [None] * len(asked)
+        for position, value in self._values(column, asked, faults):
+            texts[position] = value.tobytes().decode()
+        return texts
+
+    def _lazy(self, column: str, asked: Numbers) -> list[str | DamagedSamples | None]:
+        """Return texts, with what to raise in place of those that cannot be read."""
+        faults: dict[int, str] = {}
+        texts: list[str | DamagedSamples | None] = [*self._texts(column, asked, faults)]
+        for position in faults:
+            for damage in self._damages(column, asked, {position: faults[position]}):
+                texts[position] = DamagedSamples(self.place.url, [damage])
+        return texts
+
+    def _values(self, column: str, asked: Numbers, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
+        """Yield position and bytes of each value that is there and right, and put the others into `faults`."""
+        shards, rows = self._numbering.locate(asked)
+        positions = np.arange(len(asked))
+        groups = self._numbering.groups(asked)
+        for group in groups:
+            wanted = Wanted(positions, shards, rows)
+            if len(groups) > 1:
+                here = self._numbering.are_in(group, asked)
+                wanted = Wanted(positions[here], shards[here], rows[here])
+            yield from self._reader(column, group).values(wanted, faults)
+
+    def _reader(self, column: str, group: int) -> ColumnReader:
+        reader = self._readers.get((column, group))
+        if reader is None:
+            with self._opening:
+                reader = self._readers[column, group] = self._readers.get((column, group)) or self._open(column, group)
+        return reader
+
+    def _open(self, column: str, number: int) -> ColumnReader:
+        group, rows = self.manifest.groups[number], self.manifest.shard_rows
+        if column not in group.columns:
+            raise ValueError(f"{self.place.url} has no column '{column}'; it has {', '.join(group.columns)}")
+        key = column_key(group.name, column)
+        why = reason_to_fall_back(self.place, key, group, column=column, shard_rows=rows)
+        if why is None:
+            return ChunkReader(self._shards, column, group.columns[column])
+        from kolors_zarr.store.fallback import ZarrReader  # zarr takes half a second to import
+
+        logger.warning("%s/%s is read through zarr-python, which is slow: %s", self.place.url, key, why)
+        return ZarrReader(self.place, key, first_shard=self._numbering.first_shard(number), shard_rows=rows)
+
+    def _require_fit(self, column: str, asked: Numbers, out: NDArray[Any]) -> None:
+        for number in self._numbering.groups(asked):
+            group = self.manifest.groups[number]
+            held = group.columns.get(column, _NOTHING)
+            if (str(out.dtype), out.shape) != (held.dtype, (len(asked), *held.shape)) or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"{column} of {len(asked)} samples of {group.name} is {held.dtype} [{len(asked)}, {held.shape}], "
+                    f"contiguous; the array to fill is {out.dtype} {list(out.shape)}"
+                )
+
+    def _raise_for(self, column: str, asked: Numbers, faults: dict[int, str]) -> None:
+        damages = self._damages(column, asked, faults) if faults else []
+        if damages:
+            raise DamagedSamples(self.place.url, damages)
+
+    def _damages(self, column: str, asked: Numbers, faults: dict[int, str]) -> list[Damage]:
+        """Return faults with the names of their samples, without those of captions that a sample does not have."""
+        positions = np.array(sorted(faults), np.int64)
+        positions = positions[self._has(column, asked[positions])]
+        numbers = asked[positions]
+        ids: list[str | None] = [None] * len(numbers)
+        with suppress(DataError):  # the name is a kindness; where it is lost too the number must do
+            ids = self._texts("id", numbers, {})
+        shards, rows = (each.tolist() for each in self._numbering.locate(numbers))
+        keys = [self._numbering.shard_key(column, shard) for shard in shards]
+        whys = [faults[position] for position in positions.tolist()]
+        return [Damage(*each) for each in zip(numbers.tolist(), ids, keys, rows, whys, strict=True)]
+
+    def _has(self, column: str, numbers: Numbers) -> NDArray[np.bool_]:
+        """Return which samples must have a column: those that have the caption it is of, or all."""
+        key = column.removeprefix(CAPTION).removeprefix(TEXT)
+        if key in (column, NO_CAPTION):
+            return np.ones(len(numbers), np.bool_)
+        bit = np.uint16(1 << self.manifest.captions.index(key))
+        has: NDArray[np.bool_] = self.rows("captions", numbers) & bit != 0
+        return has

@@ -1,0 +1,80 @@
+"""Captions and tags of records, read from the store when they are first looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from kolors_zarr.store.damage import DamagedSamples
+
+
+class LazyTexts:
+    """A column of texts for some samples, read when the first of them is looked at.
+
+    `read` returns a text for each, None where there is none, and what to raise where it cannot be read.
+    """
+
+    def __init__(self, read: Callable[[], Sequence[str | DamagedSamples | None]]) -> None:
+        self._read = read
+
+    def __getitem__(self, place: int) -> str:
+        text = self._texts[place]
+        if isinstance(text, DamagedSamples):
+            raise text
+        return text or ""
+
+    @cached_property
+    def _texts(self) -> Sequence[str | DamagedSamples | None]:
+        return self._read()
+
+
+class _LazyMapping(Mapping[str, str]):
+    """A mapping of texts that compares, prints and is pickled as the dict it stands for."""
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class LazyCaptions(_LazyMapping):
+    """A sample's captions; which there are is known without reading one."""
+
+    def __init__(self, texts: Mapping[str, LazyTexts], place: int) -> None:
+        self._texts, self._place = texts, place
+
+    def __getitem__(self, key: str) -> str:
+        return self._texts[key][self._place]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._texts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+class LazyTags(_LazyMapping):
+    """A sample's tags."""
+
+    def __init__(self, texts: LazyTexts, place: int) -> None:
+        self._texts, self._place = texts, place
+
+    def __getitem__(self, key: str) -> str:
+        return self._tags[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tags)
+
+    def __len__(self) -> int:
+        return len(self._tags)
+
+    @cached_property
+    def _tags(self) -> dict[str, str]:
+        tags: dict[str, str] = json.loads(self._texts[self._place])
+        return tags

@@ -1,0 +1,71 @@
+"""What the shards of a store must be, and how chunks are asked of them wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from kolors_zarr.store.damage import ShardError
+from kolors_zarr.store.index_columns import IndexColumns
+from kolors_zarr.store.layout import ABSENT, OBJECT
+from kolors_zarr.store.numbering import Numbering, Numbers
+from kolors_zarr.store.shard import index_bytes
+from kolors_zarr.store.shard_index import Bytes, checked_index
+
+NO_CHUNK = "the chunk is not there"
+NO_SHARD = "the shard is missing"
+
+
+class Wanted(NamedTuple):
+    """Rows of shards, and in what position the caller wants each of them; all of one group."""
+
+    positions: Numbers
+    shards: Numbers
+    rows: Numbers
+
+
+class Shards(Protocol):
+    """The shards of a store."""
+
+    most_bytes: int
+    """The memory that knowing them may come to take."""
+
+    def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
+        """Yield position and bytes of chunks, checksums included and not yet compared, in any order.
+
+        Why one cannot be had goes into `faults` by its position. Raises DataError when an object may not be read.
+        """
+
+
+class ShardTable:
+    """Knows what each shard must be."""
+
+    def __init__(self, numbering: Numbering, index: IndexColumns, *, shard_rows: int) -> None:
+        self._numbering, self._index = numbering, index
+        self.index_bytes = index_bytes(shard_rows)
+        self.no_chunks = np.full(2 * shard_rows, ABSENT, np.uint64).data
+        """The index of a shard that was never written, as no sample has the column."""
+
+    def expected(self, column: str, shard: int) -> tuple[str, int, int]:
+        """Return a shard's key, its bytes (0: it was never written) and the CRC-32C of its index."""
+        low, high, checksum = self._index[OBJECT + column].rows(np.array([shard]))[0].tolist()
+        return self.key(column, shard), low + (high << 32), checksum
+
+    def key(self, column: str, shard: int) -> str:
+        """Return a shard's key."""
+        return self._numbering.shard_key(column, shard)
+
+    def index(self, tail: Bytes, checksum: int) -> memoryview:
+        """Return the index, which is the last `index_bytes` of a shard. Raises ShardError when it is not the one."""
+        found = checked_index(tail, checksum)
+        if found is None:
+            raise ShardError("the index of the shard does not match its checksum")
+        return found
+
+
+def require_size(found: int, wanted: int) -> None:
+    """Raise ShardError unless a shard has the bytes it was written with."""
+    if found != wanted:
+        raise ShardError(f"the shard has {found} bytes instead of {wanted}")
