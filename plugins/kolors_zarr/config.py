@@ -2,94 +2,117 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError
 
 from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.kinds import CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
+from kolors_zarr.buckets_config import BucketsConfig, SquareBuckets
 
 if TYPE_CHECKING:
-    from kolors_zarr.source import ZarrDataSource
-    from kolors_zarr.writer import ZarrStoreWriter
+    from kolors_zarr.loading.source import ZarrDataSource
+    from kolors_zarr.store.sink import ZarrStoreSink
 
 _MIX: Any = {"type": "mix"}
+_SQUARE: Any = {"type": "square", "side": 64}
+_EXISTING: TypeAdapter[Any] = TypeAdapter(ExistingPath)
+
+
+def _found(value: object) -> str:
+    """Return a URL as it is, and anything else as the absolute path of what is there."""
+    if isinstance(value, str) and "://" in value:
+        return str(value)
+    try:
+        return str(_EXISTING.validate_python(value))
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 class ZarrSink(DataSinkConfig):
-    """Writes samples into a new zarr v3 store, whole or not at all."""
+    """Writes samples into a new zarr v3 store, whole shards at a time, and shows it when all are there."""
 
     type: Literal["zarr"] = "zarr"
-    path: Path = Path("store.zarr")
-    """The store's folder, which must not exist yet: below the folder of the run, or absolute."""
+    path: str = "store.zarr"
+    """The new store: a folder below that of the run, an absolute one, or a URL (s3://, gs://, az://, memory:// ...)."""
+    shard: PositiveInt = 256
+    """Samples in a shard, which is what one worker writes in one go."""
 
     @classmethod
     def tiny(cls) -> Self:
         """Return a sink to a new place in a temporary folder that is removed when the process ends."""
         from kolors_zarr.tiny import temporary_path
 
-        return cls(path=temporary_path())
+        return cls(path=str(temporary_path()), shard=2)
 
-    def build(self, ctx: BuildContext) -> ZarrStoreWriter:
+    def build(self, ctx: BuildContext) -> ZarrStoreSink:
         """Make the sink; nothing is written yet."""
-        from kolors_zarr.writer import ZarrStoreWriter
+        from kolors_zarr.store.places import open_place
+        from kolors_zarr.store.sink import ZarrStoreSink
 
-        return ZarrStoreWriter(ctx.out / self.path)
+        place = open_place(self.path if "://" in self.path else ctx.out / self.path)
+        return ZarrStoreSink(place, shard_rows=self.shard)
 
 
 class ZarrSource(DataSourceConfig):
-    """Yields batches of a zarr store: pictures or latents of one shape, with captions or stored conditioning."""
+    """Yields batches of a zarr store, each from one bucket: pictures or latents, with captions or conditioning (2.2).
+
+    Every selected sample counts once in an epoch, whatever the batch and the number of ranks.
+    """
 
     type: Literal["zarr"] = "zarr"
-    path: ExistingPath
-    """The store's folder."""
+    path: Annotated[str, BeforeValidator(_found)]
+    """The store: a folder that exists, or a URL (s3://, gs://, az://, https://, memory:// ...)."""
     pictures: Literal["images", "latents"] = "images"
     """Whether batches hold the pictures themselves or the latents precomputed from them."""
     text: Literal["captions", "conditioning"] = "captions"
     """Whether batches hold caption text or the conditioning precomputed from it."""
-    resolution: PositiveInt = 64
-    """The side of the square the pictures are resized and centre-cropped to, in pixels; latents keep theirs."""
+    buckets: BucketsConfig = Field(default=_SQUARE)
+    """The sizes that pictures are scaled and cut to; latents keep those they were made at."""
+    crop: Literal["random", "centre"] = "random"
+    """Where a picture is cut that sticks out of its bucket: anew in each epoch, or in the middle; `size` says where."""
     batch: PositiveInt = 32
-    """Samples per batch on each rank. The last batch of an epoch is filled up with copies of weight 0."""
+    """Samples per batch on each rank."""
+    remainder: Literal["pad", "drop", "carry"] = "pad"
+    """What becomes of samples that fill no batch of all ranks: trained with copies of weight 0 beside them, left out
+    of the epoch, or kept for the next one."""
     captions: CaptionMixConfig = Field(default=_MIX)
     """Which of a sample's captions it is trained with in an epoch."""
     filters: list[SampleFilterConfig] = Field(default_factory=list)
     """Which samples are used: those that no filter drops."""
-    cache: bool = True
-    """Whether what was read stays in memory: pictures as bytes at the resolution, latents and conditioning as stored.
-    Turn it off for sets that do not fit."""
+    requires: list[SampleFilterConfig] = Field(default_factory=list)
+    """What every sample that is used must pass: one that such a filter drops is an error (2.1.3)."""
+    balance: str | None = None
+    """The tag whose values are to count the same in the loss, however many samples have each; none counts samples."""
+    damaged: Literal["raise", "replace"] = "raise"
+    """What to do about a damaged sample: stop, or train with a copy of weight 0 in its place and list it in
+    quarantine.jsonl in the folder of the run."""
+    threads: PositiveInt = 2
+    """Threads that read ahead."""
+    processes: Annotated[int, Field(ge=0)] = 0
+    """Processes that read ahead instead of threads, each with one thread."""
 
     @classmethod
     def tiny(cls) -> Self:
         """Return a source of six pictures of 8 pixels, in a temporary folder removed when the process ends."""
         from kolors_zarr.tiny import tiny_store
 
-        return cls(path=tiny_store(), resolution=8, batch=4)
+        return cls(path=str(tiny_store()), buckets=SquareBuckets.tiny(), batch=4)
 
     def ports(self) -> frozenset[Literal["images", "latents", "captions", "conditioning"]]:
         """Return the two fields chosen by `pictures` and `text`."""
         return frozenset({self.pictures, self.text})
 
-    def picture_size(self) -> tuple[int, int] | None:
-        """Return the square of `resolution`; latents have no such size."""
-        return (self.resolution, self.resolution) if self.pictures == "images" else None
+    def picture_sizes(self) -> Sequence[tuple[int, int]]:
+        """Return the buckets; latents have no such sizes."""
+        return self.buckets.sizes() if self.pictures == "images" else ()
 
     def build(self, ctx: BuildContext) -> ZarrDataSource:
-        """Open the store. Raises DataError when it is not whole, or has not what is asked for."""
-        from kolors_zarr.reader import Store
-        from kolors_zarr.source import ZarrDataSource
+        """Open the store and select its samples. Raises DataError when it has not what is asked for."""
+        from kolors_zarr.loading.building import build_source
 
-        return ZarrDataSource(
-            Store(self.path),
-            self.captions.build(ctx),
-            pictures=self.pictures,
-            text=self.text,
-            resolution=self.resolution,
-            batch=self.batch,
-            filters=[(each.type, each.build(ctx)) for each in self.filters],
-            cache=self.cache,
-        )
+        return build_source(self, ctx)
 
 
 COMPONENTS = [ZarrSink, ZarrSource]

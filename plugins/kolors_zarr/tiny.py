@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from kolors_kernel.values import Sample, SampleRecord
-from kolors_zarr.writer import ZarrStoreWriter
+from kolors_zarr.store.writing import write_store
 
 
 def temporary_path() -> Path:
@@ -27,7 +27,7 @@ def temporary_path() -> Path:
 def tiny_store() -> Path:
     """Write six plain pictures of 8 pixels with captions to a temporary store, once in a process."""
     path = temporary_path()
-    ZarrStoreWriter(path).write(_samples())
+    write_store(path, _samples(), shard_rows=4)
     return path
 
 

@@ -1,0 +1,223 @@
+"""One batch: the samples that a job names, read into memory that it is given. Without torch, for worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b
+from math import prod
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from kolors_kernel.errors import DataError
+from kolors_kernel.protocols import CaptionMix
+from kolors_kernel.values import NO_CAPTION
+from kolors_zarr.loading.ring import Memory
+from kolors_zarr.pictures.fitting import anywhere, centre, fill
+from kolors_zarr.store.conditioning import unpack_arrays
+from kolors_zarr.store.damage import Damage, DamagedSamples
+from kolors_zarr.store.layout import CAPTION, TEXT, group_name
+from kolors_zarr.store.reading import Store
+
+Array: TypeAlias = NDArray[Any]
+Size: TypeAlias = tuple[int, int]
+Place: TypeAlias = tuple[int, int, str, tuple[int, ...]]
+"""Where an array is in a slot, from byte to byte, its dtype and its shape."""
+_ALIGNED = 64
+"""Arrays in a slot begin at multiples of this many bytes."""
+_TEXT_ROWS = 128
+"""Rows of conditioning for which a slot has room; a text that has more after merging is rare, and kept beside it."""
+_MOST_SPARES = 64
+"""How many other samples are tried where all of a batch are damaged."""
+
+
+class Job(NamedTuple):
+    """A batch to be read: numbers of samples in the store, their weights, and the bucket's height and width."""
+
+    numbers: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    size: Size
+    seed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What is where: the places of arrays in a slot by their names, and arrays that are not there.
+
+    numbers [B]: the samples that were read, which are others than the job's where one was damaged. keys: which
+    caption each was given, and captions their texts.
+    """
+
+    numbers: NDArray[np.int64]
+    places: Mapping[str, Place]
+    loose: Mapping[str, Array]
+    keys: Sequence[str] = ()
+    captions: Sequence[str] | None = None
+    damages: Sequence[Damage] = ()
+
+
+@dataclass
+class _Arrays:
+    """Cuts memory into arrays, one after another; what has no room left is an array of its own."""
+
+    memory: Memory
+    places: dict[str, Place] = field(default_factory=dict)
+    loose: dict[str, Array] = field(default_factory=dict)
+    end: int = 0
+
+    def new(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return an array that holds anything."""
+        form, start = np.dtype(dtype), self.end
+        stop = start + prod(shape) * form.itemsize
+        if stop > len(self.memory):
+            self.loose[name] = np.empty(shape, form)
+            return self.loose[name]
+        self.places[name], self.end = (start, stop, form.str, shape), aligned(stop)
+        return self.memory[start:stop].view(form).reshape(shape)
+
+    def keep(self, name: str, array: Array) -> None:
+        """Put an array that was made elsewhere beside the others."""
+        self.new(name, array.shape, array.dtype)[...] = array
+
+
+def aligned(size: int) -> int:
+    """Return the bytes that an array of `size` bytes takes up in a slot."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+@dataclass(frozen=True)
+class Filler:
+    """Fills batches: `pictures` images or latents, and for `text` the captions or conditioning that `mix` chooses.
+
+    Raises DamagedSamples, or DataError for a picture that cannot be decoded; with `damaged` "replace" such a sample
+    makes place for a copy of another, of weight 0.
+    """
+
+    store: Store
+    pictures: Literal["images", "latents"]
+    text: Literal["captions", "conditioning"] | None
+    mix: CaptionMix
+    crop: Literal["random", "centre"]
+    damaged: Literal["raise", "replace"]
+
+    @property
+    def column(self) -> str:
+        """The column that pictures are read from."""
+        columns = self.store.manifest.groups[0].columns
+        return "latents" if self.pictures == "latents" else "pixels" if "pixels" in columns else "image"
+
+    def form(self, size: Size) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return shape and dtype of one row of the pictures of a bucket."""
+        if self.column == "image":
+            return (*size, 3), np.dtype(np.uint8)
+        (group,) = (group for group in self.store.manifest.groups if group.name == group_name(size))
+        column = group.columns[self.column]
+        return column.shape, np.dtype(column.dtype)
+
+    def without_text(self) -> Filler:
+        """Return what fills batches without text, and none at all where a sample is damaged."""
+        return replace(self, text=None, damaged="raise")
+
+    def bytes_of(self, batch: int, size: Size) -> int:
+        """Return the memory for a batch of a bucket."""
+        shape, dtype = self.form(size)
+        rows = [6 * 4, 4, prod(shape) * dtype.itemsize]
+        form = self.store.manifest.text
+        if self.text == "conditioning" and form is not None:
+            width = np.dtype(form.dtype).itemsize
+            rows += [_TEXT_ROWS * form.width * width, form.pooled * width, _TEXT_ROWS * 4]
+        return sum(aligned(batch * row) for row in rows)
+
+    def __call__(self, job: Job, memory: Memory) -> Filled:
+        """Read the samples of a job into memory, and say what is where."""
+        damages = list[Damage]()
+        while True:
+            try:
+                return self._filled(job, _Arrays(memory), damages)
+            except DamagedSamples as error:
+                if self.damaged == "raise" or len(damages) > len(job.numbers) + _MOST_SPARES:
+                    raise
+                damages += error.damages
+                job = self._without(job, {each.number for each in damages})
+
+    def _filled(self, job: Job, arrays: _Arrays, damages: Sequence[Damage]) -> Filled:
+        size = arrays.new("size", (len(job.numbers), 6), np.float32)
+        size[:, :2] = self.store.rows("size", job.numbers)
+        arrays.new("weight", job.weight.shape, np.float32)[:] = job.weight
+        shape, dtype = self.form(job.size)
+        pictures = arrays.new(self.pictures, (len(job.numbers), *shape), dtype)
+        if self.column == "image":
+            size[:, 2:4], size[:, 4:] = self._decode(job, pictures), job.size
+        else:
+            self.store.read_into(self.column, job.numbers, pictures)
+            size[:, 2:] = self.store.rows("crop", job.numbers)
+        keys, captions = list[str](), None
+        if self.text is not None:
+            records = self.store.records(job.numbers)
+            keys = [self.mix.choose(record, seed=job.seed, epoch=job.epoch) for record in records]
+        if self.text == "captions":
+            captions = self._captions(job, keys)
+        elif self.text == "conditioning":
+            self._conditioning(job, keys, arrays)
+        return Filled(job.numbers, arrays.places, arrays.loose, keys, captions, damages)
+
+    def _decode(self, job: Job, pictures: Array) -> list[Size]:
+        ids = self.store.read_strings("id", job.numbers)
+        corners, damages = list[Size](), list[Damage]()
+        for row, data in enumerate(self.store.read_bytes("image", job.numbers)):
+            corner = centre
+            if self.crop == "random":
+                corner = partial(anywhere, key=_crop_key(job.seed, job.epoch, str(ids[row])))
+            try:
+                where = f"sample '{ids[row]}' in {self.store.place.url}"
+                corners.append(fill(data, pictures[row], where=where, corner=corner))
+            except DataError as error:
+                if self.damaged == "raise":
+                    raise
+                damages.append(Damage(int(job.numbers[row]), ids[row], "image", 0, str(error)))
+        if damages:
+            raise DamagedSamples(self.store.place.url, damages)
+        return corners
+
+    def _captions(self, job: Job, keys: Sequence[str]) -> list[str]:
+        texts = [""] * len(keys)
+        for key in {*keys} - {NO_CAPTION}:
+            rows = [row for row, own in enumerate(keys) if own == key]
+            for row, text in zip(rows, self.store.read_strings(CAPTION + key, job.numbers[rows]), strict=True):
+                texts[row] = text or ""
+        return texts
+
+    def _conditioning(self, job: Job, keys: Sequence[str], arrays: _Arrays) -> None:
+        elements = [b""] * len(keys)
+        for key in {*keys}:
+            rows = [row for row, own in enumerate(keys) if own == key]
+            for row, element in zip(rows, self.store.read_bytes(TEXT + key, job.numbers[rows]), strict=True):
+                elements[row] = element
+        form = self.store.manifest.text
+        assert form is not None
+        for name, array in unpack_arrays(elements, form)._asdict().items():
+            if array is not None:
+                arrays.keep(name, array)
+
+    def _without(self, job: Job, bad: set[int]) -> Job:
+        numbers, weight = job.numbers.copy(), job.weight.copy()
+        lost = np.isin(numbers, list(bad))
+        numbers[lost] = self._spare(int(numbers[0]), bad) if lost.all() else numbers[~lost][0]
+        weight[lost] = 0
+        return job._replace(numbers=numbers, weight=weight)
+
+    def _spare(self, number: int, bad: set[int]) -> int:
+        """Return another sample of the same group, further away with each that was tried: damage comes in shards."""
+        starts = self.store.starts
+        group = int(starts.searchsorted(number, "right")) - 1
+        first, count = int(starts[group]), int(starts[group + 1] - starts[group])
+        return first + (number - first + len(bad) ** 2) % count
+
+
+def _crop_key(seed: int, epoch: int, id: str) -> int:
+    digest = blake2b(f"{seed} {epoch} {id}".encode(), digest_size=8, person=b"kolors crop").digest()
+    return int.from_bytes(digest, "little")

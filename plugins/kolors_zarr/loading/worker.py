@@ -1,0 +1,34 @@
+"""What runs in a worker process of `kolors_zarr.loading.processes`. Nothing here may import torch."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from kolors_kernel.errors import KolorsError
+from kolors_zarr.loading.ring import Fill, Memory
+
+
+def serve(link: int, memory: int, slots: int, slot_bytes: int) -> None:
+    """Fill slots as told through the pipe `link` until it is closed. Both it and the memory are open files."""
+    pipe, memories = Connection(link), mapped(memory, slots, slot_bytes)
+    try:
+        fill: Fill = pickle.loads(pipe.recv_bytes())
+        while True:
+            place, job = pipe.recv()
+            try:
+                done = fill(job, memories[place])
+            except KolorsError as error:
+                done = error
+            pipe.send(done)
+    except (EOFError, ConnectionError):
+        return  # whoever wanted the batches is gone
+
+
+def mapped(memory: int, slots: int, slot_bytes: int) -> list[Memory]:
+    """Return the slots in a file of memory."""
+    whole = np.frombuffer(mmap.mmap(memory, slots * slot_bytes), np.uint8)
+    return list(whole.reshape(slots, slot_bytes))
