@@ -18,7 +18,8 @@ Made = Callable[[], Place]
 
 @pytest.fixture(params=["folder", "memory", "fsspec"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    urls = {"folder": tmp_path / "s", "memory": f"memory://{uuid4().hex}/s", "fsspec": f"local://{tmp_path}/s"}
+    memory = f"memory://{uuid4().hex}/s"
+    urls = {"folder": str(tmp_path / "s"), "memory": memory, "fsspec": f"local://{tmp_path}/s"}
     return open_place(urls[request.param])
 
 

@@ -107,17 +107,19 @@ class ObjectStore:
     def _failures(self, key: str) -> Iterator[None]:
         """Raise obstore's errors as those of the operating system."""
         known = self._obstore.exceptions
-        where = f"{self.url}/{key}"
         try:
             yield
-        except (FileNotFoundError, known.NotFoundError) as error:
-            raise FileNotFoundError(f"{where}: {_missing(error)}") from error
-        except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
-            raise PermissionError(f"{where}: the server refuses these credentials: {_brief(error)}") from error
-        except known.BaseError as error:
-            if "NoSuchBucket" in str(error):  # what a listing says comes as a general error
-                raise FileNotFoundError(f"{where}: {_missing(error)}") from error
-            raise OSError(f"{where}: {_brief(error)}") from error
+        except (FileNotFoundError, known.BaseError) as error:
+            where, text = f"{self.url}/{key}", str(error)
+            # What goes wrong with a listing comes as a general error, and only its text says which.
+            if isinstance(error, FileNotFoundError | known.NotFoundError) or "NoSuchBucket" in text:
+                what = "the bucket does not exist" if "NoSuchBucket" in text else "there is no such object"
+                raise FileNotFoundError(f"{where}: {what}") from error
+            refusals = known.PermissionDeniedError | known.UnauthenticatedError
+            if isinstance(error, refusals) or "403 Forbidden" in text or "401 Unauthorized" in text:
+                hint = "credentials come from the environment, as AWS_ACCESS_KEY_ID and its like"
+                raise PermissionError(f"{where}: the server refuses access; {hint}: {_brief(text)}") from error
+            raise OSError(f"{where}: {_brief(text)}") from error
 
 
 class FileSystem:
@@ -179,10 +181,6 @@ class FileSystem:
         self._files.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
 
 
-def _missing(error: Exception) -> str:
-    return "the bucket does not exist" if "NoSuchBucket" in str(error) else "there is no such object"
-
-
-def _brief(error: Exception) -> str:
+def _brief(text: str) -> str:
     """Return the first line of an error of obstore without the server's document; the rest is its inner state."""
-    return str(error).strip().split("\n")[0].split("<?xml")[0].rstrip(": ")
+    return text.strip().split("\n")[0].split("<?xml")[0].rstrip(": ")
