@@ -213,10 +213,11 @@ class Store:
         for number in self._numbering.groups(asked):
             group = self.manifest.groups[number]
             held = group.columns.get(column, _NOTHING)
-            if (str(out.dtype), out.shape) != (held.dtype, (len(asked), *held.shape)) or not out.flags.c_contiguous:
+            wanted, found = (held.dtype, (len(asked), *held.shape)), (str(out.dtype), out.shape)
+            if wanted != found or not out.flags.c_contiguous:
                 raise ValueError(
-                    f"{column} of {len(asked)} samples of {group.name} is {held.dtype} [{len(asked)}, {held.shape}], "
-                    f"contiguous; the array to fill is {out.dtype} {list(out.shape)}"
+                    f"{column} of {group.name} is read into a contiguous array of {wanted[0]} {list(wanted[1])}; this "
+                    f"one is of {found[0]} {list(found[1])} with strides {out.strides}"
                 )
 
     def _raise_for(self, column: str, asked: Numbers, faults: dict[int, str]) -> None:
