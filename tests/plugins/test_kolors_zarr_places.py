@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from uuid import uuid4
 import pytest
 from kolors_zarr.store.places import Folder, Place, exists, open_place, writing
 
-from kolors_kernel.errors import DataError, RunError
+from kolors_kernel.errors import DataError, MissingDependency, RunError
 
 Made = Callable[[], Place]
 
@@ -117,6 +118,12 @@ def test_local_urls_are_folders(url: str | Path, tmp_path: Path, monkeypatch: py
 def test_a_url_of_no_place_is_refused(url: str) -> None:
     with pytest.raises(DataError, match=f"^{url}"):
         open_place(url)
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(MissingDependency, match=r"'s3://a/b' needs .* pip install 'kolors-kernel\[remote\]'"):
+        open_place("s3://a/b")
 
 
 @pytest.mark.parametrize(

@@ -446,6 +446,22 @@ def test_finished_parts_are_not_missing_and_not_written_again(tmp_path: Path) ->
     assert content(sink.place) == before
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_worker_thought_dead_changes_nothing_when_it_comes_back(published: bool, tmp_path: Path) -> None:
+    parts, late, before = parts_of(3), sink_at(tmp_path / "s"), dict[str, bytes]()
+    late.missing(parts)
+
+    def overtaken() -> Iterator[Sample]:
+        write_all(tmp_path / "s", parts, list)
+        if published:
+            sink_at(tmp_path / "s").publish(parts)
+        before.update(content(late.place))
+        yield replace(sample(0), image=b"not what it was")
+
+    late.write(parts[0], overtaken())
+    assert content(late.place) == before
+
+
 def test_a_run_goes_on_only_with_the_same_parts(tmp_path: Path) -> None:
     parts = parts_of(20)
     sink_at(tmp_path / "s").missing(parts)

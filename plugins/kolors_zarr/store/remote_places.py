@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
 _LONGEST = timedelta(seconds=20)
 """How long a request is tried again; a server that is not there is then reported and not waited for."""
-_RETRIES = 4
 
 
 def open_remote(url: str) -> Place:
@@ -52,7 +51,7 @@ class ObjectStore:
             self._store: Any = obstore.store.from_url(
                 self.url,
                 client_options={"allow_http": True},  # an http:// end point was meant by who named it
-                retry_config={"max_retries": _RETRIES, "retry_timeout": _LONGEST},
+                retry_config={"retry_timeout": _LONGEST},
             )
         except obstore.exceptions.BaseError as error:
             raise DataError(f"{url} is not the URL of a place in an object store: {error}") from error

@@ -53,14 +53,19 @@ class ZarrStoreSink:
         with writing(self.place, left=_KEPT):
             if part.name not in self._plan.shards:
                 raise DataError(f"part '{part.name}' is not one of those the store at {self.place.url} was begun with")
-            group, shard = self._plan.shards[part.name]
-            if exists(self.place, part_key(group, shard)):
+            if self._is_finished(part):
                 return
         found = list(samples)
         if len(found) != len(part.rows):
             raise ValueError(f"part '{part.name}' has {len(part.rows)} samples, and {len(found)} came")
         with writing(self.place, left=_KEPT):
-            write_part(self.place, group, shard=shard, samples=found, shard_rows=self.part_size)
+            # Making the samples took long: the part of a worker thought dead may have been given to another.
+            if not self._is_finished(part):
+                group, shard = self._plan.shards[part.name]
+                write_part(self.place, group, shard=shard, samples=found, shard_rows=self.part_size)
+
+    def _is_finished(self, part: Part) -> bool:
+        return exists(self.place, part_key(*self._plan.shards[part.name])) or exists(self.place, MANIFEST)
 
     def publish(self, parts: Sequence[Part], *, refused: Iterable[Refused] = ()) -> int:
         """Show the store to readers and return its samples; `refused` are inputs that are in no part.
