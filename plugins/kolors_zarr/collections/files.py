@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from errno import EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,9 @@ PICTURES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """The endings that make a file a picture, in lower case."""
+
+_OF_THE_FILE = {EACCES, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM}
+"""What is wrong with a file alone; all else that the system reports, a disk that fails say, stops the run."""
 
 
 def is_sidecar(name: str) -> bool:
@@ -28,7 +32,7 @@ def sidecars(names: Sequence[str]) -> list[str]:
 
 def values_of(files: dict[str, bytes], names: Sequence[str]) -> dict[str, Any]:
     """Return what the named fields hold in the files beside a picture, given by ending; DataError if not readable."""
-    values: dict[str, Any] = {n: as_text(files[n], n) for n in names if is_sidecar(n) and n in files}
+    values: dict[str, Any] = {n: as_text(files[n], f"its {n}") for n in names if is_sidecar(n) and n in files}
     if ".json" in files and not all(map(is_sidecar, names)):
         values.update(as_object(files[".json"], "its .json"))
     return values
@@ -70,15 +74,13 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file to read. Raises DataError where there is none or it may not be read."""
+    """Open a file to read. Raises DataError when it is not there, no file, or may not be read."""
     try:
         return path.open("rb")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}") from error
-    except PermissionError as error:
-        raise DataError(f"{path} may not be read: permission denied") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, and must be a picture") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def files_of(path: Path, ending: str) -> Iterator[tuple[str, Path]]:

@@ -75,6 +75,10 @@ def _text(value: Any, name: str) -> str:
     if value is None or value != value:  # a table's gaps come as NaN, which equals nothing
         return ""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a pair
+            raise DataError(f"its '{name}' is not Unicode: {error.reason}") from error
         return value.strip()
     if isinstance(value, int | float):
         return json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -34,11 +35,7 @@ class Tars:
             try:
                 stamp = stamp_of(path.stat())
                 with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                    samples, problems = _samples(tar)
-                    # tarfile ends without a word at a header it cannot read; two zero blocks end a whole one
-                    file.seek(tar.offset)
-                    if file.read(512) != bytes(512):
-                        problems[""] = f"the tar is damaged or cut off at byte {tar.offset}; what is before it is used"
+                    samples, problems = _samples(tar, file)
             except (tarfile.TarError, DataError) as error:
                 yield Input(name, problem=f"not a tar that can be read: {error}")
                 continue
@@ -64,22 +61,26 @@ class Tars:
             return self.fields.entry(_stretch(file, *picture), values_of(files, self.fields.names))
 
 
-def _samples(tar: tarfile.TarFile) -> tuple[dict[str, Members], dict[str, str]]:
-    """Return the files of each sample, and what is wrong with some, by key."""
+def _samples(tar: tarfile.TarFile, file: BinaryIO) -> tuple[dict[str, Members], dict[str, str]]:
+    """Return the files of each sample, and what is wrong with some, by key; with the tar itself, by none."""
     samples: dict[str, Members] = {}
     problems: dict[str, str] = {}
-    for member in tar:
-        folder, slash, name = member.name.removeprefix("./").rpartition("/")
-        stem, dot, ending = name.partition(".")
-        key, ending = folder + slash + stem, (dot + ending).lower()
-        if member.isdir() or not stem:
-            continue
-        if not member.isreg() or member.issparse():
-            problems[key] = f"its {ending} is a link or another special file"
-        elif ending in samples.setdefault(key, {}):
-            problems[key] = f"it has two {ending} files; keys must be unique in a tar"
-        else:
-            samples[key][ending] = (member.offset_data, member.size)
+    with suppress(tarfile.TarError):
+        for member in tar:
+            folder, slash, name = member.name.removeprefix("./").rpartition("/")
+            stem, dot, ending = name.partition(".")
+            key, ending = folder + slash + stem, (dot + ending).lower()
+            if member.isdir() or not stem:
+                continue
+            if not member.isreg() or member.issparse():
+                problems[key] = f"its {ending} is a link or another special file"
+            elif ending in samples.setdefault(key, {}):
+                problems[key] = f"it has two {ending} files; keys must be unique in a tar"
+            else:
+                samples[key][ending] = (member.offset_data, member.size)
+    file.seek(tar.offset)
+    if file.read(512) != bytes(512):  # tarfile may stop without a word; a tar that is whole ends with zeros
+        problems[""] = f"the tar is damaged or cut off at byte {tar.offset}; what is before it is used"
     return samples, problems
 
 

@@ -105,6 +105,8 @@ def _verdict(each: Input, opened: Callable[[Input], BinaryIO]) -> Size | str:
 
 def _size(file: BinaryIO, name: str) -> Size:
     data = file.read(_HEAD)
+    if not data:
+        raise DataError("the file is empty")
     if data[: len(JPEG)] == JPEG:  # other formats say only at the end whether they are animated
         try:
             return probe(data, where=name)
