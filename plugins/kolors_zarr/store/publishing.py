@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from typing import TypeVar
@@ -53,35 +54,39 @@ def publish(
     Raises ValueError when the parts do not hold the same things, DataError when one is missing, when there are no
     samples, or when someone else published first. Memory is that of the index and of its largest column.
     """
-    gathered, index, left_out = _Groups(), Index(samples=samples, shards=len(parts)), list(refused)
+    index, left_out = Index(samples=samples, shards=len(parts)), list(refused)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for row in _each(pool, lambda part: _read(place, *part), parts):
-            left_out += row.refused
-            if row.samples:
-                gathered.add(row)
-                index.add(row)
+        groups = _gathered(_each(pool, partial(_read, place), parts), index, left_out)
         if not index.samples:
             raise DataError(f"there are no samples to store in {place.url}; {len(left_out)} inputs were refused")
         manifest = Manifest(
             edition=_EDITION,
             shard_rows=shard_rows,
-            groups=gathered.groups(),
+            groups=groups.listed(),
             captions=index.caption_keys,
             tags=index.vocabularies(),
-            text=gathered.text,
+            text=groups.text,
             buckets=tuple(buckets),
             refused=len(left_out),
             written_by={name: version(name) for name in ("kolors-kernel", "numpy")},
         )
-        for _ in _each(pool, lambda item: place.write(*item), _objects(manifest, index)):
+        for _ in _each(pool, lambda item: place.write(*item), _objects(manifest, index, left_out)):
             pass
-    if left_out:
-        lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in left_out)
-        place.write(REFUSED, "".join(lines).encode())
     if not place.create(MANIFEST, manifest.to_bytes()):
         raise DataError(f"the store {place.url} was published by another process meanwhile; it is whole")
     place.clear(PARTS + "/")
     return manifest
+
+
+def _gathered(rows: Iterable[PartRow], index: Index, refused: list[Refused]) -> _Groups:
+    """Take all rows into the index and what they refused into the list; return their groups."""
+    groups = _Groups()
+    for row in rows:
+        refused += row.refused
+        if row.samples:
+            groups.add(row)
+            index.add(row)
+    return groups
 
 
 class _Groups:
@@ -106,7 +111,7 @@ class _Groups:
         """How conditioning is stored, if there is any."""
         return next(iter(self._firsts.values())).text
 
-    def groups(self) -> tuple[Group, ...]:
+    def listed(self) -> tuple[Group, ...]:
         """Return the groups, each with every column that any of them has."""
         return tuple(
             Group(
@@ -137,16 +142,19 @@ def _in_a_group(row: PartRow) -> str:
     return ", ".join(f"{name} {list(column.shape)}" for name, column in columns if column.kind == "array")
 
 
-def _read(place: Place, group: str, shard: int) -> PartRow:
-    key = part_key(group, shard)
+def _read(place: Place, part: tuple[str, int]) -> PartRow:
+    key = part_key(*part)
     try:
         return PartRow.from_bytes(place.read(key), where=f"{place.url}/{key}")
     except FileNotFoundError as error:
         raise DataError(f"{place.url}/{key} is missing: this part was not written; run what writes it again") from error
 
 
-def _objects(manifest: Manifest, index: Index) -> Iterator[tuple[str, bytes]]:
-    """Yield keys and contents of all that zarr needs to find the samples and the index."""
+def _objects(manifest: Manifest, index: Index, refused: Sequence[Refused]) -> Iterator[tuple[str, bytes]]:
+    """Yield keys and contents of the index, of all that zarr needs to find it and the samples, and what was refused."""
+    if refused:
+        lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in refused)
+        yield REFUSED, "".join(lines).encode()
     below = f"{INDEX}/{manifest.edition}"
     yield "zarr.json", group_document({ATTRIBUTE: {"version": VERSION}})
     for key in (SAMPLES, INDEX, below, *(f"{SAMPLES}/{group.name}" for group in manifest.groups)):

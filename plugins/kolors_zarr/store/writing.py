@@ -42,27 +42,41 @@ def write_store(
     place = open_place(path) if isinstance(path, str | Path) else path
     with writing(place, left=_NOTHING):
         begin(place, Plan.of([], shard_rows=shard_rows))
-    waiting: dict[Size, list[Sample]] = {}
-    shards: dict[Size, int] = {}
-    count = 0
-
-    def write(size: Size) -> None:
-        shard = shards[size] = shards.get(size, -1) + 1
-        with writing(place, left=_NOTHING):
-            write_part(place, group_name(size), shard=shard, samples=waiting.pop(size), shard_rows=shard_rows)
-
     try:
+        stream = _Stream(place, shard_rows)
         for sample in samples:
-            count += 1
-            size = size_of(sample)
-            waiting.setdefault(size, []).append(sample)
-            if len(waiting[size]) == shard_rows:
-                write(size)
-        for size in list(waiting):
-            write(size)
-        parts = [(group_name(size), shard) for size in sorted(shards) for shard in range(shards[size] + 1)]
+            stream.add(size_of(sample), sample)
+        parts = stream.close()
         with writing(place, left=_NOTHING):
-            return publish(place, parts, samples=count, shard_rows=shard_rows, buckets=buckets)
+            return publish(place, parts, samples=stream.samples, shard_rows=shard_rows, buckets=buckets)
     except BaseException:
         place.clear("")
         raise
+
+
+class _Stream:
+    """Collects samples by size, and writes a shard of each whenever it is full."""
+
+    def __init__(self, place: Place, shard_rows: int) -> None:
+        self.place, self.shard_rows, self.samples = place, shard_rows, 0
+        self._waiting: dict[Size, list[Sample]] = {}
+        self._shards: dict[Size, int] = {}
+
+    def add(self, size: Size, sample: Sample) -> None:
+        """Take in the next sample."""
+        self.samples += 1
+        self._waiting.setdefault(size, []).append(sample)
+        if len(self._waiting[size]) == self.shard_rows:
+            self._write(size)
+
+    def close(self) -> list[tuple[str, int]]:
+        """Write what is waiting, and return all parts in the order of the store."""
+        for size in list(self._waiting):
+            self._write(size)
+        return [(group_name(size), shard) for size in sorted(self._shards) for shard in range(self._shards[size])]
+
+    def _write(self, size: Size) -> None:
+        shard, samples = self._shards.get(size, 0), self._waiting.pop(size)
+        self._shards[size] = shard + 1
+        with writing(self.place, left=_NOTHING):
+            write_part(self.place, group_name(size), shard=shard, samples=samples, shard_rows=self.shard_rows)
