@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from math import floor
 
 from kolors_kernel.values import NO_CAPTION, SampleRecord
+
+_FOUR = struct.Struct("<4Q")
 
 
 class CaptionMixer:
@@ -26,31 +30,41 @@ class CaptionMixer:
 
     def choose(self, record: SampleRecord, *, seed: int, epoch: int) -> str:
         """Return the key of the caption to train with, or NO_CAPTION: a pure function of the arguments."""
-        there = {key for key, text in record.captions.items() if text}
-        dropped, _, count = _turn(self.dropout, epoch, _phase(seed, record.id, "dropout"))
-        if dropped:
+        there = _there(record.captions)
+        digest = blake2b(f"{seed} {record.id}".encode(), digest_size=32, person=b"caption mix").digest()
+        dropout, origin, synthetic, original = _FOUR.unpack(digest)
+        is_dropped, _, count = _turn(self.dropout, epoch, dropout)
+        if is_dropped:
             return NO_CAPTION
-        origins = [o for o in ("synthetic", "original") if there & {f"zh_{o}", f"en_{o}"}]
-        if not origins:
+        has_synthetic = "zh_synthetic" in there or "en_synthetic" in there
+        has_original = "zh_original" in there or "en_original" in there
+        if not has_synthetic and not has_original:
             return NO_CAPTION
-        origin = origins[0]
-        if len(origins) == 2:
-            is_synthetic, before, others = _turn(self.synthetic, count, _phase(seed, record.id, "origin"))
-            origin, count = ("synthetic", before) if is_synthetic else ("original", others)
-        languages = [language for language in ("zh", "en") if f"{language}_{origin}" in there]
-        language = languages[0]
-        if len(languages) == 2:
-            is_chinese, _, _ = _turn(self.chinese, count, _phase(seed, record.id, origin))
-            language = "zh" if is_chinese else "en"
-        return f"{language}_{origin}"
+        is_synthetic = has_synthetic
+        if has_synthetic and has_original:
+            is_synthetic, before, others = _turn(self.synthetic, count, origin)
+            count = before if is_synthetic else others
+        chinese, english = ("zh_synthetic", "en_synthetic") if is_synthetic else ("zh_original", "en_original")
+        if chinese in there and english in there:
+            is_chinese, _, _ = _turn(self.chinese, count, synthetic if is_synthetic else original)
+            return chinese if is_chinese else english
+        return chinese if chinese in there else english
 
 
-def _turn(share: float, time: int, phase: float) -> tuple[bool, int, int]:
-    """Return whether it is the turn of a share at a time, and how often it was and was not before."""
-    before = floor(time * share + phase)
-    return floor((time + 1) * share + phase) > before, before, time - before
+def _there(captions: Mapping[str, str]) -> Collection[str]:
+    """Return the keys of the captions that are not empty.
+
+    A store's mapping tells by `there`, without reading a text.
+    """
+    told: Collection[str] | None = getattr(captions, "there", None)
+    return {key for key, text in captions.items() if text} if told is None else told
 
 
-def _phase(seed: int, id: str, what: str) -> float:
-    digest = blake2b(f"{seed} {what} {id}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: below 1 as a float too
+def _turn(share: float, time: int, phase: int) -> tuple[bool, int, int]:
+    """Return whether it is the turn of a share at a time, and how often it was and was not before.
+
+    The phase is in units of 2^-64.
+    """
+    start = (phase >> 11) * 2**-53  # 53 bits: below 1 as a float too
+    before = floor(time * share + start)
+    return floor((time + 1) * share + start) > before, before, time - before

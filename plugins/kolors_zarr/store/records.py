@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,11 @@ class LazyCaptions(_LazyMapping):
 
     def __init__(self, texts: Mapping[str, LazyTexts], place: int) -> None:
         self._texts, self._place = texts, place
+
+    @property
+    def there(self) -> Collection[str]:
+        """The captions that there are, and none of them is empty: what a caption mix chooses from."""
+        return self._texts.keys()
 
     def __getitem__(self, key: str) -> str:
         return self._texts[key][self._place]
