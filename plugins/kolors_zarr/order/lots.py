@@ -79,7 +79,7 @@ class Stage:
     """What an epoch still has to give, from `first` to `end` [buckets], divided for one batch and world.
 
     First the full steps: every rank gets its share of a global batch of one bucket. Then, if `padded`, the tail: what
-    is left of each bucket in batches of single ranks. `key` is (seed, epoch, how often the epoch was divided before).
+    is left of each bucket in batches of single ranks.
     """
 
     first: Integers
@@ -87,21 +87,20 @@ class Stage:
     batch: int
     world: int
     padded: bool
-    key: tuple[int, int, int]
+    seed: int
+    epoch: int
 
     @cached_property
     def full(self) -> Lots:
         """The global batches."""
-        seed, epoch, number = self.key
         size = self.batch * self.world
-        return Lots(self.first, whole(self.first, self.end, size), size, key_of(seed, epoch, "full", number))
+        return Lots(self.first, whole(self.first, self.end, size), size, key_of(self.seed, self.epoch, "full"))
 
     @cached_property
     def tail(self) -> Lots:
         """The batches of single ranks that follow."""
-        seed, epoch, number = self.key
         end = self.end if self.padded else self.full.end
-        return Lots(self.full.end, end, self.batch, key_of(seed, epoch, "tail", number))
+        return Lots(self.full.end, end, self.batch, key_of(self.seed, self.epoch, "tail"))
 
     @property
     def steps(self) -> int:
@@ -117,7 +116,7 @@ class Stage:
     def goes_on_as(self, batch: int, world: int, *, after: int) -> bool:
         """Tell whether this division, left after some steps, goes on unchanged with another batch and world."""
         same = batch * world == self.batch * self.world
-        return after == 0 or (same and after <= self.full.count) or (batch, world) == (self.batch, self.world)
+        return same and (after <= self.full.count or batch == self.batch)
 
 
 def whole(first: Integers, end: Integers, size: int) -> Integers:

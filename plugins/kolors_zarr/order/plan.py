@@ -194,18 +194,14 @@ class Plan:
         return stage, done
 
     def _within_epoch(self, at: Integers, stretches: list[Stretch]) -> tuple[Stage, int]:
-        epoch = stretches[0].epoch
-        end, padded = self.counts * (epoch + 1), self.remainder == "pad"
-
-        def stage_of(each: Stretch, first: Integers, divided: int) -> Stage:
-            return Stage(first, end, each.batch, each.world, padded, (self.seed, epoch, divided))
-
         *earlier, last = stretches
-        stage, done, divided = stage_of(stretches[0], at, 0), 0, 0
+        end, padded = self.counts * (last.epoch + 1), self.remainder == "pad"
+        stage = Stage(at, end, last.batch, last.world, padded, self.seed, last.epoch)
+        done = 0
         for each in [*(each for each in earlier if each.steps), last]:
             if not stage.goes_on_as(each.batch, each.world, after=done):
-                at, done, divided = stage.taken(done), 0, divided + 1
-            stage = stage_of(each, at, divided)
+                at, done = stage.taken(done), 0
+            stage = Stage(at, end, each.batch, each.world, padded, self.seed, each.epoch)
             done += each.steps
             if done > stage.steps:
                 raise ValueError(f"{each} is {done - stage.steps} steps longer than what was left of its epoch")
