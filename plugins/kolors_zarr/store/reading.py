@@ -171,11 +171,9 @@ class Store:
     def _lazy(self, column: str, asked: Numbers) -> list[str | DamagedSamples | None]:
         """Return texts, with what to raise in place of those that cannot be read."""
         faults: dict[int, str] = {}
-        texts: list[str | DamagedSamples | None] = [*self._texts(column, asked, faults)]
-        for position in faults:
-            for damage in self._damages(column, asked, {position: faults[position]}):
-                texts[position] = DamagedSamples(self.place.url, [damage])
-        return texts
+        texts = self._texts(column, asked, faults)
+        errors = {each.number: DamagedSamples(self.place.url, [each]) for each in self._damages(column, asked, faults)}
+        return [errors.get(number, text) for number, text in zip(asked.tolist(), texts, strict=True)]
 
     def _values(self, column: str, asked: Numbers, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
         """Yield position and bytes of each value that is there and right, and put the others into `faults`."""
@@ -221,13 +219,15 @@ class Store:
                 )
 
     def _raise_for(self, column: str, asked: Numbers, faults: dict[int, str]) -> None:
-        damages = self._damages(column, asked, faults) if faults else []
+        damages = self._damages(column, asked, faults)
         if damages:
             raise DamagedSamples(self.place.url, damages)
 
     def _damages(self, column: str, asked: Numbers, faults: dict[int, str]) -> list[Damage]:
         """Return faults with the names of their samples, without those of captions that a sample does not have."""
-        positions = np.array(sorted(faults), np.int64)
+        if not faults:
+            return []
+        positions = np.array(sorted(faults))
         positions = positions[self._has(column, asked[positions])]
         numbers = asked[positions]
         ids: list[str | None] = [None] * len(numbers)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from kolors_zarr.store.damage import DamagedSamples
 
@@ -18,16 +17,15 @@ class LazyTexts:
 
     def __init__(self, read: Callable[[], Sequence[str | DamagedSamples | None]]) -> None:
         self._read = read
+        self._texts: Sequence[str | DamagedSamples | None] | None = None
 
     def __getitem__(self, place: int) -> str:
+        if self._texts is None:  # two threads at once read twice, and the same
+            self._texts = self._read()
         text = self._texts[place]
         if isinstance(text, DamagedSamples):
             raise text
         return text or ""
-
-    @cached_property
-    def _texts(self) -> Sequence[str | DamagedSamples | None]:
-        return self._read()
 
 
 class _LazyMapping(Mapping[str, str]):
@@ -69,17 +67,18 @@ class LazyTags(_LazyMapping):
 
     def __init__(self, texts: LazyTexts, place: int) -> None:
         self._texts, self._place = texts, place
+        self._tags: dict[str, str] | None = None
 
     def __getitem__(self, key: str) -> str:
-        return self._tags[key]
+        return self._read()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tags)
+        return iter(self._read())
 
     def __len__(self) -> int:
-        return len(self._tags)
+        return len(self._read())
 
-    @cached_property
-    def _tags(self) -> dict[str, str]:
-        tags: dict[str, str] = json.loads(self._texts[self._place])
-        return tags
+    def _read(self) -> dict[str, str]:
+        if self._tags is None:
+            self._tags = json.loads(self._texts[self._place])
+        return cast(dict[str, str], self._tags)

@@ -16,14 +16,15 @@ from kolors_zarr.store.places import Folder
 from kolors_zarr.store.shard_index import Bytes
 from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, Wanted, require_size
 
-_MOST_FILES = 4_096
+_MOST_FILES = 16_384
+"""A quarter of the mappings that Linux lets a process have."""
 
 
 class ShardFiles:
     """The shards of a store in a folder. Safe for several threads.
 
     A mapping holds a file descriptor, so no more than a quarter of those that the process may have are mapped at a
-    time, the last used ones; one that is mapped anew is checked anew. A shard must not be cut short while it is read:
+    time: the last used, and one that is mapped anew is checked anew. A shard must not be cut short while it is read:
     the system ends a process that looks at a mapping beyond the end of its file.
     """
 
@@ -31,7 +32,8 @@ class ShardFiles:
 
     def __init__(self, folder: Folder, table: ShardTable) -> None:
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._mapped = lru_cache(min(allowed // 4, _MOST_FILES))(partial(_mapped, folder, table))
+        room = _MOST_FILES if allowed == resource.RLIM_INFINITY else min(allowed // 4, _MOST_FILES)
+        self._mapped = lru_cache(room)(partial(_mapped, folder, table))
 
     def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
         """Yield position and bytes of chunks, as `Shards` says; the bytes are the file's own."""
@@ -54,7 +56,7 @@ def _mapped(folder: Folder, table: ShardTable, column: str, shard: int) -> tuple
     if not wanted:
         return np.empty(0, np.uint8), table.no_chunks
     try:
-        with (folder.path / key).open("rb") as file:
+        with open(f"{folder.path}/{key}", "rb", buffering=0) as file:
             require_size(os.fstat(file.fileno()).st_size, wanted)
             data = np.frombuffer(mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ), np.uint8)
     except FileNotFoundError as error:
