@@ -48,7 +48,7 @@ class CollectionConfig(ComponentConfig):
         """Return the names of captions and tags as the object behind this takes them."""
         from kolors_zarr.collections.inputs import Fields
 
-        return Fields(self.captions, self.tags, self.constant_tags)
+        return Fields({str(key): name for key, name in self.captions.items()}, self.tags, self.constant_tags)
 
 
 class FileCollectionConfig(CollectionConfig):

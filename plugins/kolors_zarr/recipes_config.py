@@ -30,7 +30,7 @@ class ImportSamples(RecipeConfig):
     type: Literal["import_samples"] = "import_samples"
     data: CollectionConfig
     """What is imported."""
-    path: str = "store"
+    path: str = "store.zarr"
     """The new store: a folder below that of the run, an absolute one, or a URL (s3://, gs://, az://, memory:// ...)."""
     buckets: BucketsConfig = Field(default=_SDXL, validate_default=True)
     """The sizes that pictures are trained at, and which pictures are refused."""

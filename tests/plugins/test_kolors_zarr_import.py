@@ -59,12 +59,12 @@ def run(out: Path, folder: Path, **settings: Any) -> Mapping[str, float]:
 
 
 def refused(out: Path) -> dict[str, str]:
-    lines = (out / "store/refused.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (out / "store.zarr/refused.jsonl").read_text(encoding="utf-8").splitlines()
     return {each["input"]: each["reason"] for each in map(json.loads, lines)}
 
 
 def stored(out: Path) -> dict[str, bytes]:
-    store = Store(Folder(out / "store"))
+    store = Store(Folder(out / "store.zarr"))
     numbers = range(store.samples)
     return dict(zip(store.read_strings("id", numbers), store.read_bytes("image", numbers), strict=True))  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ def test_what_is_imported_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert figures == {"samples": 11, "refused": 0, "without_caption": 4}
     assert not (tmp_path / "scan").exists()
     files = {path.name: path for path in folder.iterdir()}
-    store = Store(Folder(tmp_path / "store"))
+    store = Store(Folder(tmp_path / "store.zarr"))
     records = store.records(range(store.samples))
     pictures = {name for name in files if not name.endswith((".txt", ".json"))}
     assert sorted(record.id for record in records) == sorted(pictures)
@@ -114,7 +114,7 @@ def test_what_is_imported_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_zarr_itself_reads_each_bucket_with_the_pictures_whose_aspect_is_nearest(tmp_path: Path) -> None:
     folder = folder_of_many(tmp_path / "in")
     run(tmp_path, folder, data=TEXTS, shard=4)
-    root = zarr.open_group(tmp_path / "store", mode="r")
+    root = zarr.open_group(tmp_path / "store.zarr", mode="r")
     found = {}
     for group, aspect in (("16x16", 0), ("16x32", 1), ("32x16", 2)):
         numbers = [i for i in range(11) if i % 3 == aspect]
@@ -131,7 +131,7 @@ def test_pixels_are_the_middle_of_the_picture_at_its_bucket(tmp_path: Path) -> N
     turned[0x0112] = 6  # seen, the top of the stored picture is at the right
     files = {"exact.png": encoded(exact), "turned.png": encoded(exact, exif=turned), "wide.png": encoded(wide)}
     run(tmp_path, written(tmp_path / "in", files), keep="pixels")
-    store = Store(Folder(tmp_path / "store"))
+    store = Store(Folder(tmp_path / "store.zarr"))
     assert store.read_strings("id", range(3)) == ["exact.png", "wide.png", "turned.png"]
     landscapes, portrait = np.empty((2, 16, 32, 3), np.uint8), np.empty((1, 32, 16, 3), np.uint8)
     store.read_into("pixels", [0, 1], landscapes)
@@ -191,7 +191,7 @@ def test_what_cannot_be_used_is_refused_by_name_and_reason_and_the_rest_is_impor
     reasons = refused(tmp_path)
     assert reasons.keys() == bad.keys()
     assert {name: part in reasons[name] for name, (_, part) in bad.items()} == dict.fromkeys(bad, True)
-    assert f"{len(bad)} inputs were refused, listed in {tmp_path / 'store/refused.jsonl'}" in caplog.text
+    assert f"{len(bad)} inputs were refused, listed in {tmp_path / 'store.zarr/refused.jsonl'}" in caplog.text
     assert "animated.gif: the picture of animated.gif" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_pictures_without_a_caption_are_kept_and_counted_or_refused(tmp_path: Pa
     assert refused(tmp_path / "refuse") == {
         name: "it has no caption (without_caption: refuse)" for name in ("000.png", "003.png", "006.webp", "009.jpeg")
     }
-    counts = Store(Folder(tmp_path / "refuse/store")).column("count").tolist()
+    counts = Store(Folder(tmp_path / "refuse/store.zarr")).column("count").tolist()
     assert counts == [2, 2, 2, 1]  # what has no caption is left out before the shards are cut
 
 
@@ -314,10 +314,10 @@ def test_a_run_that_is_stopped_goes_on_without_looking_again_and_makes_the_same_
             stop_after(patch, reads, Stopped("stop"))
             run(tmp_path / "again", folder, data=TEXTS, shard=4)
         assert looked[0] == 32, f"looked anew at try {tries}"
-        assert not (tmp_path / "again/store/manifest.json").exists()
+        assert not (tmp_path / "again/store.zarr/manifest.json").exists()
     run(tmp_path / "again", folder, data=TEXTS, shard=4)
     assert looked[0] == 32
-    assert tree(tmp_path / "again/store") == tree(tmp_path / "whole/store")
+    assert tree(tmp_path / "again/store.zarr") == tree(tmp_path / "whole/store.zarr")
 
 
 def test_a_scan_that_is_stopped_goes_on_with_the_pieces_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_store_begun_from_other_inputs_is_not_gone_on_with(
     with monkeypatch.context() as patch, pytest.raises(RunError):
         stop_after(patch, 5, Stopped("stop"))
         run(tmp_path, folder, **settings)
-    before = tree(tmp_path / "store")
+    before = tree(tmp_path / "store.zarr")
     files = {"picture": {"000.png": encoded(picture(20, 20))}, "text": {"001.txt": "!"}, "more": {"x.png": b""}}
     changes = {
         "captions": {"data": TEXTS | {"captions": {"zh_original": ".txt"}}},
@@ -358,7 +358,7 @@ def test_a_store_begun_from_other_inputs_is_not_gone_on_with(
     written(folder, files.get(change, {}))
     with pytest.raises(DataError, match="was begun from other samples"):
         run(tmp_path, folder, **{**settings, **changes.get(change, {})})
-    assert tree(tmp_path / "store") == before
+    assert tree(tmp_path / "store.zarr") == before
 
 
 def test_inputs_that_changed_before_anything_was_written_are_looked_at_again(
@@ -392,4 +392,4 @@ def test_a_store_may_lie_behind_a_url(tmp_path: Path) -> None:
     assert run(tmp_path, folder, path="memory://import-test/store")["samples"] == 4
     store = Store(open_place("memory://import-test/store"))
     assert set(store.read_strings("id", range(4))) == {"000.png", "001.jpeg", "002.webp", "003.png"}
-    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store.zarr").exists()

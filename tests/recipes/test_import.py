@@ -19,16 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from kolors_zarr.config import ZarrSource
 from kolors_zarr.store.places import Folder
 from kolors_zarr.store.reading import Store
 from PIL import Image
 
+from kolors_kernel import BuildContext
 from kolors_kernel.cli import main
 
 BUCKETS = {"type": "sizes", "table": [[16, 16], [16, 32], [32, 16]]}
 KILLED = """
 import os, signal, sys
+from kolors_kernel import BuildContext
 from kolors_kernel.cli import main
+from kolors_zarr.config import ZarrSource
 from kolors_zarr.store import places
 
 write, left = places.Folder.write, [int(sys.argv.pop(1))]
@@ -136,7 +140,7 @@ def test_the_command_imports_from_every_kind_of_place(
     assert "samples by caption: zh_original 19, none at all 0" in said
     assert "1 inputs were refused" in said
     assert "samples: 19\nrefused: 1\nwithout_caption: 0\n" in said
-    store = Store(Folder(tmp_path / "out/store"))
+    store = Store(Folder(tmp_path / "out/store.zarr"))
     numbers = range(store.samples)
     found = dict(zip(store.read_strings("id", numbers), store.read_bytes("image", numbers), strict=True))
     made = pictures(20)
@@ -146,8 +150,28 @@ def test_the_command_imports_from_every_kind_of_place(
         f"第{i}张" for i in range(20) if i != 4
     }
     assert {dict(record.tags)["source"] for record in store.records(numbers)} == {"test"}
-    (line,) = (tmp_path / "out/store/refused.jsonl").read_text(encoding="utf-8").splitlines()
+    (line,) = (tmp_path / "out/store.zarr/refused.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["input"] == damaged
+
+
+@pytest.mark.parametrize("keep", ["encoded", "pixels"])
+def test_what_is_imported_can_be_trained_on(tmp_path: Path, folder: Path, keep: str) -> None:
+    data = {"type": "image_folder", "path": "pictures", "captions": {"zh_original": ".txt"}}
+    file = recipe(tmp_path / "import.yaml", data=data, keep=keep)
+    assert main(["run", str(file), "--out", str(tmp_path / "out")]) == 0
+    source = {"type": "zarr", "path": str(tmp_path / "out/store.zarr"), "buckets": BUCKETS, "batch": 4}
+    batches = list(ZarrSource.model_validate(source).build(BuildContext()).batches(seed=0, epoch=0))
+    seen = [
+        record.id for batch in batches for record, weight in zip(batch.records, batch.weight, strict=True) if weight
+    ]
+    assert sorted(seen) == sorted(name for i, name in enumerate(pictures(20)) if i != 4)
+    for batch in batches:
+        assert batch.images is not None
+        (size,) = {tuple(row[4:].tolist()) for row in batch.size}
+        assert batch.images.shape == (4, 3, *size)
+        for record in batch.records:
+            height, width = record.size
+            assert (height > width, height < width) == (size[0] > size[1], size[0] < size[1])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +193,7 @@ def test_a_recipe_that_cannot_be_run_is_one_clear_line(
     file = recipe(tmp_path / "import.yaml", **{"data": {"type": "image_folder", "path": "pictures"}, **change})
     assert main(["run", str(file), "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "out/store").exists()
+    assert not (tmp_path / "out/store.zarr").exists()
 
 
 def start(file: Path, out: Path, *changes: str, killed_after: int | None = None) -> subprocess.Popen[str]:
@@ -183,7 +207,7 @@ def whole(tmp_path: Path, folder: Path) -> tuple[Path, dict[str, bytes]]:
     """The file of a recipe and what it makes when nothing is in the way."""
     file = recipe(tmp_path / "import.yaml", data={"type": "image_folder", "path": "pictures"})
     assert main(["run", str(file), "--out", str(tmp_path / "whole")]) == 0
-    return file, tree(tmp_path / "whole/store")
+    return file, tree(tmp_path / "whole/store.zarr")
 
 
 @pytest.mark.parametrize(
@@ -198,15 +222,15 @@ def test_a_run_that_is_killed_goes_on_to_the_very_same_store(
         run = start(file, out, killed_after=most)
         said, _ = run.communicate(timeout=60)
         assert run.returncode == -signal.SIGKILL, said
-        assert not (out / "store/manifest.json").exists()
-        found.append(len(list(out.glob("store/parts/*-*.json"))))
+        assert not (out / "store.zarr/manifest.json").exists()
+        found.append(len(list(out.glob("store.zarr/parts/*-*.json"))))
     assert found == finished
     run = start(file, out)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 0, said
     assert f"{finished[-1]} of 11 parts were written before" in said
-    assert tree(out / "store") == wanted
-    assert sorted(each.name for each in out.iterdir()) == ["recipe.yaml", "store"]
+    assert tree(out / "store.zarr") == wanted
+    assert sorted(each.name for each in out.iterdir()) == ["recipe.yaml", "store.zarr"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker through /proc")
@@ -216,7 +240,7 @@ def test_a_worker_that_is_killed_costs_its_shard_only(tmp_path: Path, whole: tup
     assert run.stdout is not None
     killed = False
     while run.poll() is None and not killed:
-        if list((tmp_path / "out").glob("store/parts/*-*.json")):
+        if list((tmp_path / "out").glob("store.zarr/parts/*-*.json")):
             for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
                 if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGKILL)
@@ -226,4 +250,4 @@ def test_a_worker_that_is_killed_costs_its_shard_only(tmp_path: Path, whole: tup
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 0, said
     assert killed
-    assert tree(tmp_path / "out/store") == wanted
+    assert tree(tmp_path / "out/store.zarr") == wanted
