@@ -6,6 +6,7 @@ from kolors_kernel import ComponentConfig, hookimpl
 @hookimpl
 def kolors_components() -> list[type[ComponentConfig]]:
     """Return the sink, the source, the buckets, what can be imported, and the recipes."""
-    from kolors_zarr import buckets_config, collections_config, config, recipes_config
+    from kolors_zarr import buckets_config, collections_config, config, recipes_config, tools_config
 
-    return [each for part in (config, buckets_config, collections_config, recipes_config) for each in part.COMPONENTS]
+    parts = (config, buckets_config, collections_config, recipes_config, tools_config)
+    return [each for part in parts for each in part.COMPONENTS]

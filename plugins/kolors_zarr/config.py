@@ -30,6 +30,10 @@ def _found(value: object) -> str:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
+StorePath = Annotated[str, BeforeValidator(_found)]
+"""Where a store is: a folder that exists, made absolute, or a URL."""
+
+
 class ZarrSink(DataSinkConfig):
     """Writes samples into a new zarr v3 store, whole shards at a time, and shows it when all are there."""
 
@@ -62,7 +66,7 @@ class ZarrSource(DataSourceConfig):
     """
 
     type: Literal["zarr"] = "zarr"
-    path: Annotated[str, BeforeValidator(_found)]
+    path: StorePath
     """The store: a folder that exists, or a URL (s3://, gs://, az://, https://, memory:// ...)."""
     pictures: Literal["images", "latents"] = "images"
     """Whether batches hold the pictures themselves or the latents precomputed from them."""
