@@ -378,6 +378,31 @@ def test_a_set_that_is_not_there_is_an_error(saved: Path, tmp_path: Path) -> Non
         collection("hugging_face", saved, name="someone/something")
 
 
+def test_a_set_of_the_hub_has_its_pictures_in_the_cache_and_nowhere_else(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, asked = encoded(picture(20, 20)), list[tuple[str, str]]()
+    cache = written(tmp_path / "cache", {"hub/a.png": data})
+    secret = written(tmp_path, {"secret.png": data}) / "secret.png"
+    cells = [
+        {"bytes": data, "path": "x.png"},
+        *({"bytes": None, "path": str(p)} for p in (cache / "hub/a.png", secret)),
+    ]
+
+    def load_dataset(name: str, *, split: str) -> datasets.Dataset:
+        asked.append((name, split))
+        return datasets.Dataset.from_dict({"image": cells, "caption": ["a", "b", "c"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(cache))
+    config = discover().find("collection", "hugging_face").model_validate({"type": "hugging_face", "name": "own/set"})
+    found = config.build(BuildContext())  # type: ignore[attr-defined]
+    assert [each.name for each in found.inputs()] == ["train:0", "train:1", "train:2"]
+    assert asked == [("own/set", "train")]
+    assert problems(found).keys() == {"train:2"}
+    assert found.read(Input("train:1", (1,))) == Entry(data, {"en_original": "b"}, {})
+
+
 @pytest.mark.parametrize(("kind", "package"), [("parquet", "pyarrow"), ("hugging_face", "datasets")])
 def test_a_library_that_is_missing_is_named_with_what_installs_it(
     kind: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -432,9 +457,9 @@ def test_each_row_of_a_csv_is_read_alone_as_the_whole_file_reads_it(
             table = csv.writer(file, lineterminator=form[0], quoting=form[1])
             table.writerows([("path", "caption"), *((f"{i}{name}", text) for i, (name, text) in enumerate(rows))])
         with path.open(encoding="utf-8", newline="") as file:
-            wanted = [(row["path"].strip(), row["caption"]) for row in csv.DictReader(file)]
+            wanted = [(row["path"], row["caption"]) for row in csv.DictReader(file)]
         listing = Listing(path, Fields({"en_original": "caption"}, {}, {}), image="path", identity="")
-        found = [(each.name, listing._found(each)["caption"]) for each in listing.inputs()]
+        found = [(each.name, listing.row(each)["caption"]) for each in listing.inputs()]
         assert found == wanted
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.collections.files import stamp_of
-from kolors_zarr.collections.inputs import Entry, Fields, Input
-from kolors_zarr.collections.table import columns_of, picture_of
+from kolors_zarr.collections.inputs import Fields, Input
+from kolors_zarr.collections.table import Table
 
 
-class HuggingFaceSet:
+class HuggingFaceSet(Table):
     """The rows of one split; where an input is: its row."""
 
     def __init__(self, source: Path | str, split: str, fields: Fields, *, image: str, identity: str) -> None:
-        self.source, self.split, self.fields, self.image, self.identity = source, split, fields, image, identity
+        # What is downloaded may leave its pictures as files in the library's cache; other paths are not followed.
+        folder = source if isinstance(source, Path) else Path(datasets.config.HF_CACHE_HOME)
+        super().__init__(folder, fields, image=image, identity=identity)
+        self.source, self.split = source, split
 
     @cached_property
     def rows(self) -> datasets.Dataset:
@@ -34,18 +37,10 @@ class HuggingFaceSet:
             raise DataError(f"the set {self.source} cannot be loaded: {error}") from error
         except KeyError as error:
             raise DataError(f"the set {self.source} has no split '{self.split}'; it has {', '.join(found)}") from error
-        columns = columns_of(
-            self.image, self.identity, self.fields, there=found.column_names, where=f"the set {self.source}"
-        )
-        rows = found.select_columns(columns)
+        rows = found.select_columns(self.columns(found.column_names, where=f"the set {self.source}"))
         if isinstance(rows.features[self.image], datasets.Image):
             rows = rows.cast_column(self.image, datasets.Image(decode=False))
         return rows
-
-    @property
-    def folder(self) -> Path:
-        """Where the paths in a row start: the set's own folder."""
-        return self.source if isinstance(self.source, Path) else Path()
 
     def inputs(self) -> Iterator[Input]:
         """List every row."""
@@ -55,15 +50,6 @@ class HuggingFaceSet:
             problem = "" if name is not None else f"it has no '{self.identity}'"
             yield Input(f"{self.split}:{row}" if problem or not self.identity else str(name), (row,), stamp, problem)
 
-    def open(self, each: Input) -> BinaryIO:
-        """Return the picture."""
-        return picture_of(self._row(each)[self.image], self.folder)
-
-    def read(self, each: Input) -> Entry:
-        """Read the row."""
-        row = self._row(each)
-        with picture_of(row[self.image], self.folder) as file:
-            return self.fields.entry(file.read(), row)
-
-    def _row(self, each: Input) -> dict[str, Any]:
+    def row(self, each: Input) -> dict[str, Any]:
+        """Return a row of the split."""
         return dict(self.rows[each.where[0]])

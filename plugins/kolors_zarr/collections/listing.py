@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kolors_kernel.errors import DataError
-from kolors_zarr.collections.files import as_object, as_text, inside, open_file, stamp_of
-from kolors_zarr.collections.inputs import Entry, Fields, Input
-from kolors_zarr.collections.table import columns_of
+from kolors_zarr.collections.files import as_object, as_text, open_file, stamp_of
+from kolors_zarr.collections.inputs import Fields, Input
+from kolors_zarr.collections.table import Table
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-class Listing:
+class Listing(Table):
     """The rows of a listing, whose paths start at its folder; where an input is: offset and bytes of its row."""
 
     def __init__(self, path: Path, fields: Fields, *, image: str, identity: str) -> None:
-        self.path, self.fields, self.image, self.identity = path, fields, image, identity
+        super().__init__(path.parent, fields, image=image, identity=identity)
+        self.path = path
         self.delimiter = DELIMITERS.get(path.suffix.lower(), "")
 
     @cached_property
@@ -31,7 +32,7 @@ class Listing:
         """The columns of a CSV or TSV. Raises DataError when one that is read is not there."""
         with open_file(self.path) as file:
             names = self._fields(next(self._records(file), b""))
-        columns_of(self.image, self.identity, self.fields, there=names, where=str(self.path))
+        self.columns(names, where=str(self.path))
         return names
 
     def inputs(self) -> Iterator[Input]:
@@ -70,7 +71,7 @@ class Listing:
 
     def _input(self, place: str, record: bytes, offset: int, stamp: str) -> Input:
         try:
-            row = self._row(record)
+            row = self._parsed(record)
             path = self._path(row)
             name = str(row.get(self.identity) or "") if self.identity else path
             if not name:
@@ -78,16 +79,16 @@ class Listing:
         except DataError as error:
             return Input(place, problem=str(error))
         with suppress(OSError, ValueError):  # said when the picture is opened
-            stamp = f"{stamp} {stamp_of(os.stat(self.path.parent / path))}"
+            stamp = f"{stamp} {stamp_of(os.stat(self.folder / path))}"
         return Input(name, (offset, len(record)), stamp)
 
     def _path(self, row: dict[str, Any]) -> str:
         path = row.get(self.image)
         if not isinstance(path, str) or not path.strip():
             raise DataError(f"it names no picture: its '{self.image}' is {path!r}")
-        return path.strip()
+        return path
 
-    def _row(self, record: bytes) -> dict[str, Any]:
+    def _parsed(self, record: bytes) -> dict[str, Any]:
         if not self.delimiter:
             return as_object(record, "the line")
         cells = self._fields(record)
@@ -102,18 +103,9 @@ class Listing:
         except csv.Error as error:
             raise DataError(f"the row cannot be read: {error}") from error
 
-    def _found(self, each: Input) -> dict[str, Any]:
+    def row(self, each: Input) -> dict[str, Any]:
+        """Return a row of the file."""
         offset, length = each.where
         with open_file(self.path) as file:
             file.seek(offset)
-            return self._row(file.read(length))
-
-    def open(self, each: Input) -> BinaryIO:
-        """Open the picture. Raises DataError when its path leads out of the listing's folder or nowhere."""
-        return open_file(inside(self.path.parent, self._path(self._found(each))))
-
-    def read(self, each: Input) -> Entry:
-        """Read the picture and its row."""
-        row = self._found(each)
-        with open_file(inside(self.path.parent, self._path(row))) as file:
-            return self.fields.entry(file.read(), row)
+            return self._parsed(file.read(length))

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.collections.files import files_of, stamp_of
-from kolors_zarr.collections.inputs import Entry, Fields, Input
-from kolors_zarr.collections.table import columns_of, picture_of
+from kolors_zarr.collections.inputs import Fields, Input
+from kolors_zarr.collections.table import Table
 
 _ROWS = 16
 """How many rows are in memory at a time; a row group may hold gigabytes of pictures."""
 
 
-class ParquetFiles:
+class ParquetFiles(Table):
     """The rows of a parquet file, or of all below a folder; where an input is: the file, the row group, the row in it.
 
     Rows are quick to read in their order; going back starts a row group anew.
     """
 
     def __init__(self, path: Path, fields: Fields, *, image: str, identity: str) -> None:
-        self.fields, self.image, self.identity = fields, image, identity
-        self.folder = path if path.is_dir() else path.parent
+        super().__init__(path if path.is_dir() else path.parent, fields, image=image, identity=identity)
         self.files = dict(files_of(path, ".parquet"))
         self._rows = _Rows(Path(), 0, [])
 
@@ -41,7 +40,7 @@ class ParquetFiles:
     def _inputs(self, name: str, path: Path) -> Iterator[Input]:
         stamp, first = stamp_of(path.stat()), 0
         with ParquetFile(path) as file:
-            columns_of(self.image, self.identity, self.fields, there=file.schema_arrow.names, where=str(path))
+            self.columns(file.schema_arrow.names, where=str(path))
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 names: list[Any] = [f"{name}:{first + row}" for row in range(count)]
@@ -52,17 +51,8 @@ class ParquetFiles:
                     yield Input(f"{name}:{first + row}" if problem else str(each), (name, group, row), stamp, problem)
                 first += count
 
-    def open(self, each: Input) -> BinaryIO:
-        """Return the picture."""
-        return picture_of(self._row(each)[self.image], self.folder)
-
-    def read(self, each: Input) -> Entry:
-        """Read the row."""
-        row = self._row(each)
-        with picture_of(row[self.image], self.folder) as file:
-            return self.fields.entry(file.read(), row)
-
-    def _row(self, each: Input) -> dict[str, Any]:
+    def row(self, each: Input) -> dict[str, Any]:
+        """Return a row of a file."""
         name, group, row = each.where
         path = self.files[name]
         try:

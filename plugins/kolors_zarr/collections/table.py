@@ -1,7 +1,8 @@
-"""What parquet files and Hugging Face sets share: rows whose column `image` holds a picture or says where it is."""
+"""What tables share, of whatever form: rows with a column that holds a picture or says where it is."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -9,16 +10,36 @@ from typing import Any, BinaryIO
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.collections.files import inside, open_file
-from kolors_zarr.collections.inputs import Fields
+from kolors_zarr.collections.inputs import Entry, Fields, Input
 
 
-def columns_of(image: str, identity: str, fields: Fields, *, there: Collection[str], where: str) -> list[str]:
-    """Return the columns to read. Raises DataError, calling the table `where`, when it has not all of them."""
-    wanted = sorted({image, *fields.names, *filter(None, [identity])})
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise DataError(f"{where} has no column '{missing[0]}'; it has {', '.join(sorted(there))}")
-    return wanted
+class Table(ABC):
+    """Rows; `image` is the column of the picture, `identity` that of the id or empty, and paths start at `folder`."""
+
+    def __init__(self, folder: Path, fields: Fields, *, image: str, identity: str) -> None:
+        self.folder, self.fields, self.image, self.identity = folder, fields, image, identity
+
+    @abstractmethod
+    def row(self, each: Input) -> Mapping[str, Any]:
+        """Return a row by column. Raises DataError when it cannot be read."""
+
+    def open(self, each: Input) -> BinaryIO:
+        """Return the picture. Raises DataError when there is none, or its path leads out of the folder or nowhere."""
+        return picture_of(self.row(each)[self.image], self.folder)
+
+    def read(self, each: Input) -> Entry:
+        """Return the picture with what its row says."""
+        row = self.row(each)
+        with picture_of(row[self.image], self.folder) as file:
+            return self.fields.entry(file.read(), row)
+
+    def columns(self, there: Collection[str], *, where: str) -> list[str]:
+        """Return the columns to read. Raises DataError, calling the table `where`, when one is not among `there`."""
+        wanted = sorted({self.image, *self.fields.names, *filter(None, [self.identity])})
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise DataError(f"{where} has no column '{missing[0]}'; it has {', '.join(sorted(there))}")
+        return wanted
 
 
 def picture_of(cell: Any, folder: Path) -> BinaryIO:
