@@ -153,6 +153,9 @@ class TestTheSameSamplesWhateverReadsThem:
     def test_bytes(self, store: Store, folder: Path) -> None:
         images = store.read_bytes("image", range(N))
         assert images == by_zarr(folder, "image") == [each.image for each in BY_NUMBER]
+        views = store.read_views("image", range(N))
+        assert views == images
+        assert all(view.readonly for view in views)
         texts = store.read_bytes("text_en_original", range(N))
         assert texts == by_zarr(folder, "text_en_original")
         assert texts == [pack(each.conditioning["en_original"]) for each in BY_NUMBER]
