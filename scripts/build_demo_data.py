@@ -26,7 +26,7 @@ import yaml
 from kolors_captioners.config import Palette
 from kolors_chatglm3.train_tokenizer import train_tokenizer
 from kolors_demo.captions import COMMA, STYLES, caption
-from kolors_zarr.config import ZarrSink
+from kolors_zarr.store.writing import write_store
 from PIL import Image
 
 from kolors_kernel import BuildContext
@@ -35,6 +35,7 @@ from kolors_kernel.values import Language, Sample, SampleRecord
 SIDE = 64  # pixels
 QUALITY = 90  # of WebP: 6 MB for all pictures, where lossless is 14 MB
 HELD_OUT_SHARE = 0.09  # of the concepts, in one style each: 3 % of the pairs
+SHARD = 2048  # samples: a few large files
 KEYWORDS = 3  # at most, in an original caption that has any
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 PIECES = 4000  # of the tokenizer
@@ -267,7 +268,7 @@ def main() -> None:
         files = {style: read_pictures(archives[name], PACKAGES[name].pictures) for style, name in PICTURES.items()}
         concepts = [c for c in read_concepts(archives[WORDS]) if all(c.key in files[style] for style in STYLES)]
     made = list(samples(concepts, files))
-    count = ZarrSink(path=given.out).build(BuildContext(out=Path())).write(made)
+    count = write_store(given.out, made, shard_rows=SHARD).samples
     print(f"{given.out}: {count} pictures of {len(concepts)} concepts")
     if given.tokenizer:
         texts = (text for sample in made for text in sample.record.captions.values())

@@ -39,7 +39,7 @@ class EmojiPrompts(PromptSetConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Return four pictures of the embedded store for each part."""
-        return cls(data=_embedded() | {"resolution": 8}, per_part=4)
+        return cls(data=_embedded() | {"buckets": {"side": 8}}, per_part=4)
 
     def build(self, ctx: BuildContext) -> EmojiPromptList:
         """Read the records and choose. Raises RecipeError for an unknown group, DataError for data without its tags."""
@@ -61,7 +61,7 @@ class EmojiHits(MetricConfig):
     @classmethod
     def tiny(cls) -> Self:
         """Return the metric on the embedded store at 8 pixels."""
-        return cls(data=_embedded() | {"resolution": 8})
+        return cls(data=_embedded() | {"buckets": {"side": 8}})
 
     def build(self, ctx: BuildContext) -> NearestPictureHits:
         """Read the pictures. Raises RecipeError for an unknown group, DataError for data without its tags."""

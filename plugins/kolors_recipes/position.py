@@ -30,9 +30,11 @@ class SupportsElastic(DataSource, Protocol):
         rank: int = 0,
         world: int = 1,
         skip: int = 0,
-        before: Sequence[tuple[int, int, int]] = (),
+        before: Sequence[tuple[int, int, int, int]] = (),
     ) -> Iterator[Batch]:
-        """Yield what is left of the epoch after earlier stretches of it, each (batch, world, steps)."""
+        """Yield what is left of the epoch. `before` says where the run stood each time its batch or world changed:
+        (epoch, batch, world, steps done in it with these); `skip` counts from the last of them.
+        """
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Position:
     """Where a run is: steps over all stages, the stage, steps in it, and the epoch and batch its data are at.
 
     `batch` counts the batches of the epoch in the present stretch, which is in shares of (batch, world); `before`
-    are the epoch's earlier stretches, in other shares.
+    is where the stage stood each time they changed.
     """
 
     step: int = 0
@@ -49,7 +51,7 @@ class Position:
     epoch: int = 0
     batch: int = 0
     share: tuple[int, int] | None = None
-    before: list[tuple[int, int, int]] = field(default_factory=list)
+    before: list[tuple[int, int, int, int]] = field(default_factory=list)
     fingerprint: str = ""
 
     @classmethod
@@ -71,13 +73,13 @@ class Position:
                 f"the data of stage '{stage}' are not those the run began with: {self.fingerprint} then, {fingerprint} "
                 "now; restore them, or begin again in another --out"
             )
-        if self.share is not None and self.share != now and (self.batch or self.before):
+        if self.share is not None and self.share != now:
             if not hasattr(source, "fingerprint"):
                 raise RecipeError(
-                    f"stage '{stage}' stopped within an epoch on {self.share[1]} ranks, and its "
-                    "data source can only go on with as many"
+                    f"stage '{stage}' was stopped on {self.share[1]} ranks, and its data source can only go on with as "
+                    "many, in the same batches"
                 )
-            self.before.append((*self.share, self.batch))
+            self.before.append((self.epoch, *self.share, self.batch))
             self.batch = 0
         self.share, self.fingerprint = now, fingerprint
 
@@ -85,12 +87,13 @@ class Position:
         """Yield this rank's batches without end from here on, noting each new epoch; the caller counts `batch`."""
         self.settle(source, ranks, stage=stage)
         while True:
+            begun = self.batch
             where = {"seed": seed, "epoch": self.epoch, "rank": ranks.rank, "world": ranks.world, "skip": self.batch}
             if self.before:
                 yield from cast(SupportsElastic, source).batches(**where, before=self.before)
             else:
-                begun = self.batch
                 yield from source.batches(**where)
-                if self.batch == begun == 0:
-                    raise DataError(f"the data of stage '{stage}' have no batch in epoch {self.epoch}")
-            self.epoch, self.batch, self.before = self.epoch + 1, 0, []
+            interrupted = any(epoch == self.epoch for epoch, *_ in self.before)
+            if self.batch == begun == 0 and not interrupted:
+                raise DataError(f"the data of stage '{stage}' have no batch in epoch {self.epoch}")
+            self.epoch, self.batch = self.epoch + 1, 0

@@ -52,7 +52,7 @@ MODEL = {"text_encoder": TEXT_ENCODER, "autoencoder": AUTOENCODER, "backbone": B
 def fruit(**settings: Any) -> dict[str, Any]:
     """The real pictures of fruit in the demo's store, small."""
     filters = [{"type": "tags", "where": {"subgroup": ["food-fruit"], "split": ["train"]}}]
-    return {"type": "zarr", "path": str(STORE), "resolution": 16, "batch": 8, "filters": filters} | settings
+    return {"type": "zarr", "path": str(STORE), "buckets": {"side": 16}, "batch": 8, "filters": filters} | settings
 
 
 def train_recipe(steps: tuple[int, int] = (4, 3), **settings: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def train_recipe(steps: tuple[int, int] = (4, 3), **settings: Any) -> dict[str, 
     quality = {
         "name": "quality",
         "schedule": {"type": "scaled_linear", "steps": 1100, "beta_end": 0.014},
-        "data": fruit(resolution=32),
+        "data": fruit(buckets={"side": 32}),
         "steps": steps[1],
     }
     return {"type": "train", **MODEL, "stages": [concept, quality], "log_every": 1, "checkpoint_every": 2} | settings

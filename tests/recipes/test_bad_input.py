@@ -43,7 +43,11 @@ def kolors(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]
         ("train", {"stages__0__optimizer__learning_rate": ".nan"}, "stages.0.optimizer.learning_rate: Input should be"),
         ("train", {"stages__0__optimizer__betas": "[2, 3]"}, "stages.0.optimizer.betas.0: Input should be less than 1"),
         ("drawing", {"width": 30}, "the size 16 x 30 is not a multiple of 4 pixels; try 16 x 32"),
-        ("train", {"stages__1__data__resolution": 30}, "the size 30 x 30 is not a multiple of 4 pixels; try 32 x 32"),
+        (
+            "train",
+            {"stages__1__data__buckets__side": 30},
+            "the size 30 x 30 is not a multiple of 4 pixels; try 32 x 32",
+        ),
         ("drawing", {"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
         ("train", {"device": "no such thing"}, "device 'no such thing' cannot be used here"),
     ],
@@ -143,17 +147,20 @@ def test_damage_that_a_training_meets_is_named_and_mended_the_training_goes_on(
     shutil.copytree(tiny.store, store)
     recipe = tiny.train((60, 1), checkpoint_every=1, log_every=100)
     for stage in recipe["stages"]:
-        stage |= {"data": {"type": "zarr", "path": str(store), "resolution": 8, "batch": 1}, "trains": ["backbone"]}
-    path, chunk = write(recipe), store / "samples/image/c/0"
+        stage |= {
+            "data": {"type": "zarr", "path": str(store), "buckets": {"side": 8}, "batch": 1},
+            "trains": ["backbone"],
+        }
+    path, chunk = write(recipe), store / "samples/any/image/c/0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:1_000_000] + bytes(300_000) + whole[1_300_000:])
     code, error = kolors(path, out=tmp_path / "out")
     assert code == 2
-    assert "'image' of sample '" in error and "is damaged, in samples/image/c/0" in error
+    assert f"{chunk}: " in error and "does not match its checksum (sample '" in error
     (last, *_) = kept = sorted((tmp_path / "out/checkpoints").iterdir(), reverse=True)
     assert len(kept) == 2
     chunk.unlink()
-    assert "is not whole: 'image' lacks 1 of its 1 files" in kolors(path, out=tmp_path / "out")[1]
+    assert f"{chunk}: the shard is missing (sample" in kolors(path, out=tmp_path / "out")[1]
     assert sorted((tmp_path / "out/checkpoints").iterdir(), reverse=True) == kept
     chunk.write_bytes(whole)
     steps = int(last.name) + 1

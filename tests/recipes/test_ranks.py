@@ -24,20 +24,24 @@ COUNTS = {(16, 16): 23, (16, 24): 14, (24, 16): 6}
 PLUGIN = dedent('''
     """A recipe without randomness, and a source that writes down what it gave."""
 
+    from __future__ import annotations
+
     import json, os, signal
     from pathlib import Path
-    from typing import Literal
+    from typing import TYPE_CHECKING, Literal
 
     import torch
     from pydantic import Field
     from kolors_kernel import hookimpl
     from kolors_kernel.graph import Graph, step
     from kolors_kernel.kinds import DataSourceConfig
-    from kolors_kernel.values import Latents, Loss, Prediction, Weights
     from kolors_recipes.steps import weighted_mean
     from kolors_recipes.training import RunnableStage, Training
     from kolors_recipes.training_config import Phase, TrainingRecipe
     from safetensors.torch import save_file
+
+    if TYPE_CHECKING:
+        from kolors_kernel.values import Latents, Loss, Prediction, Weights
 
 
     @step(writes="loss")

@@ -142,7 +142,7 @@ def test_stored_latents_and_conditioning_give_the_loss_of_the_pictures_they_came
     stage = tiny.train((3, 1))["stages"][0] | {"trains": ["backbone"]}
     live = tiny.train(stages=[stage])
     stored = {"type": "precompute", "text_encoder": tiny.text_encoder, "autoencoder": tiny.autoencoder}
-    stored |= {"data": tiny.fruit(batch=7), "sink": {"type": "zarr", "path": "stored.zarr"}}
+    stored |= {"data": tiny.fruit(batch=7), "sink": {"type": "zarr", "path": "stored.zarr"}, "keep": "float32"}
     pictures = run(write(stored, "store.yaml"), tmp_path / "store")
     cached = json.loads(json.dumps(live))
     data = {"path": str(tmp_path / "store/stored.zarr"), "pictures": "latents", "text": "conditioning", "filters": []}

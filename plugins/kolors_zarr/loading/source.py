@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kolors_kernel.errors import RecipeError
 from kolors_kernel.values import Part, SampleRecord
 from kolors_zarr.loading.batches import PinnedSlot, ZarrBatch, to_batch
 from kolors_zarr.loading.filling import Filler, Job
@@ -20,7 +19,7 @@ from kolors_zarr.loading.report import Report
 from kolors_zarr.loading.selection import Bucket
 from kolors_zarr.loading.threads import Threads
 from kolors_zarr.loading.weights import Weights
-from kolors_zarr.order.plan import ORDER_VERSION, Plan, Remainder
+from kolors_zarr.order.plan import ORDER_VERSION, Plan, Remainder, Stretch
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +82,14 @@ class ZarrDataSource:
         rank: int = 0,
         world: int = 1,
         skip: int = 0,
-        before: Sequence[tuple[int, int, int]] = (),
+        before: Sequence[tuple[int, int, int, int]] = (),
     ) -> Iterator[ZarrBatch]:
         """Yield the batches of one rank in one epoch, each from one bucket.
 
-        Order, crops and captions are pure functions of (seed, epoch); ranks share no sample. `before` are stretches of
-        this epoch that were done in other shares, each (batch, world, steps): what they left is yielded. Raises
-        DataError naming a damaged sample where its batch would come, unless such samples are replaced.
+        Order, crops and captions are pure functions of (seed, epoch); ranks share no sample. `before` says where the
+        run stood each time its batch or world changed: (epoch, batch, world, steps done in it with these); what they
+        left is yielded, and `skip` counts from the last of them. Raises DataError naming a damaged sample where its
+        batch would come, unless such samples are replaced.
         """
         plan = self._plan(seed, epoch, world, before)
         if rank == skip == 0:
@@ -124,11 +124,7 @@ class ZarrDataSource:
             for done, slot in filled:
                 yield to_batch(done, slot, self.store, pinned=self._pinned)
 
-    def _plan(self, seed: int, epoch: int, world: int, before: Sequence[tuple[int, int, int]]) -> Plan:
-        if before and self._remainder == "carry":
-            raise RecipeError(
-                "with remainder: carry an epoch cannot be gone on with in other batches or on other ranks"
-            )
+    def _plan(self, seed: int, epoch: int, world: int, before: Sequence[tuple[int, int, int, int]]) -> Plan:
         return Plan(
             [len(bucket.numbers) for bucket in self._buckets],
             batch=self.batch,
@@ -136,7 +132,7 @@ class ZarrDataSource:
             seed=seed,
             epoch=epoch,
             remainder=self._remainder,
-            before=[(epoch, *each) for each in before],
+            before=[Stretch(*each) for each in before],
         )
 
     def _jobs(self, plan: Plan, rank: int, skip: int) -> Iterator[Job]:
@@ -174,5 +170,6 @@ def _fingerprint(filler: Filler, buckets: Sequence[Bucket]) -> str:
     digest = blake2b(filler.store.manifest.to_bytes(), digest_size=6, person=b"kolors order")
     for bucket in buckets:
         digest.update(f"{bucket.size}".encode())
-        digest.update(np.asarray(bucket.numbers).astype("<i8").tobytes())
+        rows = bucket.numbers  # a range is all of a group: nothing has to be written out for it
+        digest.update(f"{rows}".encode() if isinstance(rows, range) else rows.astype("<i8").tobytes())
     return f"order {ORDER_VERSION} of {digest.hexdigest()}"
