@@ -30,7 +30,7 @@ def faults(place: Place, manifest: Manifest) -> Iterator[tuple[str, str]]:
             check()
         except DataError as error:
             yield key, str(error)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of a document that is not one
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # of a document that is not one
             yield key, f"{place.url}/{key} is damaged: {error!r}; {REMEDY}"
 
 
@@ -85,5 +85,7 @@ def _require_group(place: Place, key: str) -> None:
 
 
 def _read(place: Place, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(read_needed(place, key))
+    found = json.loads(read_needed(place, key))
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
     return found

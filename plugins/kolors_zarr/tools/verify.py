@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from kolors_kernel.errors import DataError
 from kolors_kernel.graph import Graph, step
 from kolors_zarr.importing.progress import counted
-from kolors_zarr.store.damage import REMEDY, Damage
+from kolors_zarr.store.damage import REMEDY, Damage, DamagedSamples
 from kolors_zarr.store.layout import OBJECT, shard_key
 from kolors_zarr.store.opening import read_manifest
 from kolors_zarr.store.places import Folder, open_place
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DAMAGED = "damaged.jsonl"
 _SHOWN = 20
-"""How many damages the log names; the file has all."""
+"""How many damaged objects the log names; the file has all."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,14 @@ class VerifyJob:
         manifest = read_manifest(place)
         with _listing(self._ctx.out / DAMAGED, store=place.url) as listing:
             for key, why in faults(place, manifest):
-                listing.add({"number": None, "id": None, "key": key, "chunk": None, "why": why}, why)
-            listing.raise_if_any("what its samples are found by is, so that these were not looked at")
+                listing.add_object(key, why)
+            listing.raise_if_any("its index or its documents, so that no sample was looked at")
             store = Store(place)
             shards, workers = list(_shards(store)), self._recipe.workers.build(self._ctx)
             checked = workers.map(partial(checker, self._recipe.path), shards)
             for _, damages in counted(checked, len(shards), "checked shards"):
-                for damage in damages:
-                    listing.add(asdict(damage), f"{damage.key}: {damage.why} ({damage.in_words})")
-                listing.samples += len({damage.number for damage in damages})
-            listing.raise_if_any(f"{listing.samples} of {store.samples} samples are")
+                listing.add_samples(damages)
+            listing.raise_if_any(f"{listing.samples} of {store.samples} samples")
         tables = [store.column(OBJECT + name).astype(np.uint64) for name in manifest.groups[0].columns]
         sizes = np.concatenate([table[:, 0] + (table[:, 1] << np.uint64(32)) for table in tables])
         return {"samples": store.samples, "objects": int((sizes > 0).sum()), "bytes": int(sizes.sum()), "damaged": 0}
@@ -143,28 +142,41 @@ def _shards(store: Store) -> Iterator[Shard]:
 
 @dataclass
 class _Listing:
-    """Damages as they are found: a line of JSON each, and the first of them in the log."""
+    """Damages as they are found: a line of JSON each, and a line of the log for each of the first objects."""
 
     file: TextIO
     store: str
     samples: int = 0
-    count: int = 0
     keys: set[str] = field(default_factory=set)
 
-    def add(self, fields: Mapping[str, object], words: str) -> None:
-        """Note a damage."""
+    def add_object(self, key: str, why: str) -> None:
+        """Note an object that is not of some samples only."""
+        self._write({"number": None, "id": None, "key": key, "chunk": None, "why": why})
+        self._say(key, why)
+
+    def add_samples(self, damages: Damages) -> None:
+        """Note damaged samples, those of an object one after another."""
+        self.samples += len({damage.number for damage in damages})
+        for key, group in groupby(damages, key=lambda damage: damage.key):
+            those = list(group)
+            for damage in those:
+                self._write(asdict(damage))
+            self._say(key, str(DamagedSamples(self.store, those)))
+
+    def _write(self, fields: Mapping[str, object]) -> None:
         self.file.write(json.dumps({"store": self.store, **fields}, ensure_ascii=False) + "\n")
-        self.count += 1
-        self.keys.add(str(fields["key"]))
-        if self.count <= _SHOWN:
+
+    def _say(self, key: str, words: str) -> None:
+        self.keys.add(key)
+        if len(self.keys) <= _SHOWN:
             logger.error("damaged: %s", words)
 
     def raise_if_any(self, what: str) -> None:
-        """Raise DataError if there are damages, saying what is damaged."""
-        if self.count:
+        """Raise DataError if there are damages, saying of what."""
+        if self.keys:
             raise DataError(
-                f"the store {self.store} is damaged: {what}; {len(self.keys)} files are missing or not as they were "
-                f"written, all of it is listed in {self.file.name}; {REMEDY}"
+                f"the store {self.store} is damaged: {what}; objects that are missing or not as they were written: "
+                f"{len(self.keys)}, listed in {self.file.name}; {REMEDY}"
             )
 
 
