@@ -1,5 +1,1 @@
 """Which samples each step of an epoch trains on: pure functions of seed and epoch, without torch and without state."""
-
-from kolors_zarr.order.shuffled import Plan, shuffled
-
-__all__ = ["Plan", "shuffled"]
