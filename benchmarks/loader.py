@@ -12,7 +12,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,10 +20,15 @@ from benchmarks.loaders.contender import Contender, Failed, Process
 from benchmarks.report import Note, Result, Row
 
 threads = 1  # in each process; a loader with workers is as many processes more
-OURS = "memmap"
+RING = "memmap:ring"  # for latents without workers: buffers that are used again do not pass through torch's
 CONTENDERS = (
-    OURS,
-    "memmap:ring",
+    "ours:threads",
+    "ours:processes",
+    "ours:threads-chosen",
+    "ours:processes-chosen",
+    "ours:reader",
+    "memmap",
+    RING,
     "hugging_face",
     "litdata",
     "tensorstore",
@@ -34,7 +39,6 @@ CONTENDERS = (
     "zarr_python",
 )
 """Modules of `loaders`, some with an option."""
-IN_PROCESS = ("memmap:ring",)  # buffers that are used again do not pass through torch's workers
 TASKS = ("latents", "bytes", "decoded")
 FIGURES = ("samples_s", "cpu_us", "first_ms", "private_mb", "unshared_mb", "rss_mb")
 
@@ -84,10 +88,11 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
                         yield _note(contender, str(error))
                 outcomes, notes = _rounds(processes, options.rounds, options.seconds)
             yield from notes
-            ours = {each.contender.workers: each for each in outcomes if each.contender.name == OURS}
+            named = {each.contender: each for each in outcomes}
             for each in outcomes:
-                if each.contender.name != OURS:
-                    yield _row(ours[each.contender.workers], each)
+                ours = replace(each.contender, name=_ours(task, each.contender.workers), python=sys.executable)
+                if each.contender != ours:
+                    yield _row(named[ours], each)
             measured += outcomes
     if options.markdown:
         options.markdown.write_text(table(measured), encoding="utf-8")
@@ -101,11 +106,26 @@ def _contenders(task: str, data: Path, options: argparse.Namespace) -> list[Cont
     folder = data / f"{'latents' if latents else 'jpegs'}-{count}-{side}"
     prepare(folder, latents=latents, count=count, side=side)
     return [
-        Contender(name, task, workers, folder, sys.executable if name == OURS else options.python)
+        Contender(name, task, workers, folder, sys.executable if name.startswith("ours") else options.python)
         for workers in options.workers
-        for name in dict.fromkeys((OURS, *options.only))
-        if not (workers and name in IN_PROCESS)
+        for name in dict.fromkeys((_ours(task, workers), *options.only))
+        if _applies(name, task, workers)
     ]
+
+
+def _ours(task: str, workers: int) -> str:
+    """Return which of ours the others stand beside."""
+    if task == "bytes":
+        return "ours:reader"
+    return "ours:processes" if task == "latents" and workers else "ours:threads"
+
+
+def _applies(name: str, task: str, workers: int) -> bool:
+    if name == RING:
+        return task == "latents" and not workers
+    if name.startswith("ours"):
+        return (name == "ours:reader") == (task == "bytes") and (workers > 0 or "processes" not in name)
+    return True
 
 
 def _start(contender: Contender) -> Process:
@@ -160,7 +180,7 @@ def _row(ours: Outcome, peer: Outcome) -> Row:
     return Row(
         "loader",
         _case(peer.contender),
-        OURS,
+        ours.contender.name,
         mine["cpu_us"],
         peer.contender.name,
         theirs["cpu_us"],
@@ -185,7 +205,7 @@ def _place(outcome: Outcome) -> tuple[int, int, float]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return everything measured as a Markdown table, the least CPU time first."""
-    names = [*FIGURES, "store_mb", "missing", "doubled"]
+    names = ["samples_s", "cpu_us", "first_ms", "private_mb", "rss_mb", "store_mb", "missing", "doubled"]
     lines = [f"| task | workers | loader | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
     for each in sorted(outcomes, key=_place):
         figures = each.figures()

@@ -30,7 +30,7 @@ class Setting:
 
 
 class Batch(NamedTuple):
-    """What every loader delivers: contiguous tensors and the two captions of each sample.
+    """What every loader delivers: contiguous tensors and the two captions of each sample, or one chosen of them.
 
     content: latents [B, 4, h, w] float16; or JPEGs end to end, uint8, with `offsets` [B + 1]; or pictures of one
     size [B, h, w, 3] uint8.
@@ -74,10 +74,9 @@ def pack_rows(task: Task, rows: Sequence[Row]) -> Batch:
 def decoded(jpegs: Sequence[Any]) -> Tensor:
     """Decode JPEGs of one size straight into their rows of a batch [B, h, w, 3] uint8; the decoder is everyone's."""
     simplejpeg: Any = import_module("simplejpeg")
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpegs[0])
-    pictures = torch.empty(len(jpegs), height, width, 3, dtype=torch.uint8)
+    pictures = torch.empty(len(jpegs), *jpeg_size(jpegs[0]), 3, dtype=torch.uint8)
     for jpeg, row in zip(jpegs, pictures.numpy(), strict=True):
-        simplejpeg.decode_jpeg(jpeg, buffer=row)
+        simplejpeg.decode_jpeg(np.frombuffer(jpeg, np.uint8), buffer=row)
     return pictures
 
 
@@ -100,5 +99,5 @@ def batched(task: Task, rows: Iterable[Row], size: int) -> Iterator[Batch]:
 def jpeg_size(jpeg: Any) -> tuple[int, int]:
     """Return the height and width that a JPEG's header gives."""
     simplejpeg: Any = import_module("simplejpeg")
-    height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    height, width, _, _ = simplejpeg.decode_jpeg_header(np.frombuffer(jpeg, np.uint8))
     return height, width

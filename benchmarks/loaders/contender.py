@@ -35,8 +35,9 @@ class Contender:
 
     @property
     def store(self) -> Path:
-        """The folder of what the library reads, beside the source."""
-        return self.source.with_name(f"{self.source.name}-{self.name.replace(':', '-')}")
+        """The folder of what the library reads, beside the source; only the option "raw" has one of its own."""
+        module, _, option = self.name.partition(":")
+        return self.source.with_name(f"{self.source.name}-{module}{'-raw' * (option == 'raw')}")
 
     def store_mb(self) -> float:
         """Return the size of the store in MB."""
