@@ -10,18 +10,10 @@ from kolors_kernel import errors
 from kolors_kernel.errors import Interrupted, KolorsError, MissingDependency, RunError, needs
 
 
-def test_every_error_is_drawn_in_the_tree_with_its_exit_code() -> None:
+def test_only_a_failed_run_is_no_fault_of_the_input() -> None:
     found = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, KolorsError)]
-    lines = (errors.__doc__ or "").splitlines()
-    for cls in found:
-        line = next(line for line in lines if cls.__name__ in line)
-        if cls not in (KolorsError, Interrupted):
-            assert line.endswith(f"exit code {cls.exit_code}")
-
-
-def test_wrong_input_and_failed_runs_differ() -> None:
-    assert KolorsError.exit_code == 2
-    assert RunError.exit_code == 1
+    assert len(found) > 8
+    assert [cls for cls in found if cls.exit_code != 2] == [RunError]
 
 
 def test_a_signal_ends_with_its_own_code_and_name() -> None:
