@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.kinds import CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
@@ -92,10 +92,10 @@ class ZarrSource(DataSourceConfig):
     damaged: Literal["raise", "replace"] = "raise"
     """What to do about a damaged sample: stop, or train with a copy of weight 0 in its place and list it in
     quarantine.jsonl in the folder of the run."""
-    threads: PositiveInt = 2
-    """Threads that read ahead."""
-    processes: Annotated[int, Field(ge=0)] = 0
-    """Processes that read ahead instead of threads, each with one thread."""
+    threads: NonNegativeInt = 2
+    """Threads that read ahead. With 0 a batch is read when it is asked for."""
+    processes: NonNegativeInt = 0
+    """Processes that read ahead instead of threads, where there are any."""
 
     @classmethod
     def tiny(cls) -> Self:

@@ -62,7 +62,7 @@ class Filled:
 
 @dataclass
 class _Arrays:
-    """Cuts memory into arrays, one after another; what has no room left is an array of its own."""
+    """Cuts memory into arrays, one after another; one that it has no room for has memory of its own."""
 
     memory: Memory
     places: dict[str, Place] = field(default_factory=dict)
@@ -79,9 +79,10 @@ class _Arrays:
         self.places[name], self.end = (start, stop, form.str, shape), aligned(stop)
         return self.memory[start:stop].view(form).reshape(shape)
 
-    def keep(self, name: str, array: Array) -> None:
-        """Put an array that was made elsewhere beside the others."""
-        self.new(name, array.shape, array.dtype)[...] = array
+    def drop(self, name: str) -> None:
+        """Forget an array."""
+        self.places.pop(name, None)
+        self.loose.pop(name, None)
 
 
 def aligned(size: int) -> int:
@@ -168,7 +169,7 @@ class Filler:
     def _decode(self, job: Job, pictures: Array) -> list[Size]:
         ids = self.store.read_strings("id", job.numbers)
         corners, damages = list[Size](), list[Damage]()
-        for row, data in enumerate(self.store.read_bytes("image", job.numbers)):
+        for row, data in enumerate(self.store.read_views("image", job.numbers)):
             corner = centre
             if self.crop == "random":
                 corner = partial(anywhere, key=_crop_key(job.seed, job.epoch, str(ids[row])))
@@ -192,16 +193,15 @@ class Filler:
         return texts
 
     def _conditioning(self, job: Job, keys: Sequence[str], arrays: _Arrays) -> None:
-        elements = [b""] * len(keys)
+        elements = [memoryview(b"")] * len(keys)
         for key in {*keys}:
             rows = [row for row, own in enumerate(keys) if own == key]
-            for row, element in zip(rows, self.store.read_bytes(TEXT + key, job.numbers[rows]), strict=True):
+            for row, element in zip(rows, self.store.read_views(TEXT + key, job.numbers[rows]), strict=True):
                 elements[row] = element
         form = self.store.manifest.text
         assert form is not None
-        for name, array in unpack_arrays(elements, form)._asdict().items():
-            if array is not None:
-                arrays.keep(name, array)
+        if unpack_arrays(elements, form, arrays.new).key_bias is None:
+            arrays.drop("key_bias")
 
     def _without(self, job: Job, bad: set[int]) -> Job:
         numbers, weight = job.numbers.copy(), job.weight.copy()

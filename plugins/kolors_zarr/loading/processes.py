@@ -71,7 +71,7 @@ class _Group:
         memory = _nameless(slots * slot_bytes)
         self._workers = list[_Worker]()
         try:
-            self._ring, self._slots = Ring(mapped(memory, slots, slot_bytes)), slots
+            self._ring = Ring(mapped(memory, slots, slot_bytes))
             for _ in range(count):
                 self._workers.append(_Worker(memory, slots, slot_bytes))
         finally:
@@ -93,10 +93,11 @@ class _Group:
                 return
             worker, slot = waiting.popleft()
             done = worker.answer()
-            if self._slots - self._ring.free - len(waiting) > CALLER_HOLDS:
-                # The caller keeps its batches: it gets a copy, and the workers keep the slot.
+            if self._ring.free + len(waiting) < len(self._workers):
+                # The caller keeps its batches. It gets a copy, so that there is a slot for each worker, now and in
+                # the next epoch.
                 copied = Slot(slot.memory.copy())
-                slot.lend()
+                slot.give_back()
                 slot = copied
             yield done, slot
 

@@ -31,6 +31,11 @@ class Slot:
         weakref.finalize(lent, self._free.append, self).atexit = False
         return lent
 
+    def give_back(self) -> None:
+        """Be free again without having been lent."""
+        if self._free is not None:
+            self._free.append(self)
+
 
 Filled: TypeAlias = tuple[Any, Slot]
 

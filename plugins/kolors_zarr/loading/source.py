@@ -91,7 +91,15 @@ class ZarrDataSource:
         left is yielded, and `skip` counts from the last of them. Raises DataError naming a damaged sample where its
         batch would come, unless such samples are replaced.
         """
-        plan = self._plan(seed, epoch, world, before)
+        plan = Plan(
+            [len(bucket.numbers) for bucket in self._buckets],
+            batch=self.batch,
+            world=world,
+            seed=seed,
+            epoch=epoch,
+            remainder=self._remainder,
+            before=[Stretch(*each) for each in before],
+        )
         if rank == skip == 0:
             self._log_plan(plan)
         with closing(self._readers.filled(self._jobs(plan, rank, skip))) as filled:
@@ -123,17 +131,6 @@ class ZarrDataSource:
         with closing(self._stored.filled(jobs)) as filled:
             for done, slot in filled:
                 yield to_batch(done, slot, self.store, pinned=self._pinned)
-
-    def _plan(self, seed: int, epoch: int, world: int, before: Sequence[tuple[int, int, int, int]]) -> Plan:
-        return Plan(
-            [len(bucket.numbers) for bucket in self._buckets],
-            batch=self.batch,
-            world=world,
-            seed=seed,
-            epoch=epoch,
-            remainder=self._remainder,
-            before=[Stretch(*each) for each in before],
-        )
 
     def _jobs(self, plan: Plan, rank: int, skip: int) -> Iterator[Job]:
         places = np.arange(self.batch)

@@ -14,7 +14,7 @@ infinity are never attended and are left out. The 256 rows of ChatGLM3, most of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[Any]
+New = Callable[[str, tuple[int, ...], np.dtype[Any]], Array]
+"""(name, shape, dtype) -> an array that holds anything."""
 _BITS = {"float16": "<u2", "float32": "<u4"}
 
 
@@ -75,8 +77,13 @@ def pack(conditioning: Conditioning) -> bytes:
     return b"".join(each.tobytes() for each in (tokens[starts], pooled, merged.astype("<f4")))
 
 
-def unpack_arrays(elements: Sequence[bytes], form: TextForm) -> Texts:
-    """Return the conditioning of a batch, one element a row, in the stored dtype.
+def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return memory of its own for an array of `Texts`."""
+    return np.empty(shape, dtype)
+
+
+def unpack_arrays(elements: Sequence[bytes | memoryview], form: TextForm, new: New = new_array) -> Texts:
+    """Return the conditioning of a batch, one element a row, in the stored dtype, in arrays that `new` gives.
 
     Rows beyond a sample's are zeros with key bias -inf. `key_bias` is None when nothing was merged and nothing is
     padded. Raises DataError for an element that is not of the form.
@@ -84,18 +91,20 @@ def unpack_arrays(elements: Sequence[bytes], form: TextForm) -> Texts:
     dtype = np.dtype(form.dtype)
     counts = [_rows(element, form, dtype.itemsize) for element in elements]
     longest = max(counts, default=0)
-    tokens = np.zeros((len(elements), longest, form.width), dtype)
-    pooled = np.empty((len(elements), form.pooled), dtype)
-    bias = np.full((len(elements), longest), -np.inf, np.float32)
+    tokens = new("tokens", (len(elements), longest, form.width), dtype)
+    pooled = new("pooled", (len(elements), form.pooled), dtype)
+    bias = new("key_bias", (len(elements), longest), np.dtype(np.float32))
     for row, (element, count) in enumerate(zip(elements, counts, strict=True)):
         numbers = np.frombuffer(element, dtype, count * form.width + form.pooled)
         tokens[row, :count] = numbers[: count * form.width].reshape(count, form.width)
+        tokens[row, count:] = 0
         pooled[row] = numbers[count * form.width :]
         bias[row, :count] = np.frombuffer(element, "<f4", count, numbers.nbytes)
+        bias[row, count:] = -np.inf
     return Texts(tokens, pooled, bias if bias.any() else None)
 
 
-def _rows(element: bytes, form: TextForm, itemsize: int) -> int:
+def _rows(element: bytes | memoryview, form: TextForm, itemsize: int) -> int:
     count, rest = divmod(len(element) - form.pooled * itemsize, form.width * itemsize + 4)
     if count < 1 or rest:
         raise DataError(
