@@ -81,8 +81,7 @@ class InspectJob:
         buckets = None if recipe.buckets is None else recipe.buckets.build(self._ctx)
         settings = {name: getattr(recipe, name) for name in SETTINGS}
         report, panels, sheet = inspection().run(store=store, buckets=buckets, **settings)
-        for line in lines(report):
-            logger.info(line)
+        logger.info("\n".join(lines(report)))
         self._ctx.out.mkdir(parents=True, exist_ok=True)
         (self._ctx.out / REPORT).write_text(report.to_json(), encoding="utf-8")
         panels.save(self._ctx.out / HISTOGRAM)
