@@ -55,6 +55,10 @@ class Work:
     def exit(self, code: int) -> None:
         os._exit(code)
 
+    def interrupt(self) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return "undisturbed"
+
     def give_a_lambda(self) -> Callable[[], None]:
         return lambda: None
 
@@ -241,6 +245,13 @@ def test_a_signal_to_the_caller_ends_every_worker(
     with pytest.raises(raised):
         list(two.map(Work, [("sleep", one), ("signal", number, os.getpid(), other, one), ("count",)]))
     wait_until(lambda: is_gone(one) and is_gone(other))
+
+
+def test_a_ctrl_c_that_reaches_the_workers_too_is_left_to_the_caller(
+    pool: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [made for _, made in pool.map(Work, [("interrupt",)])] == ["undisturbed"]
+    assert not caplog.records
 
 
 def test_leaving_early_ends_every_worker(two: Workers, tmp_path: Path) -> None:
