@@ -59,6 +59,7 @@ class ZarrDataSource:
             self._readers = Threads(filler, count=threads, slot_bytes=slot_bytes, pinned=new_slot)
         stored = filler.without_text()
         self._stored = Threads(stored, count=threads, slot_bytes=slot_bytes, pinned=new_slot)
+        self._said = ""
         self._log_bound()
 
     def report(self) -> Report:
@@ -100,7 +101,7 @@ class ZarrDataSource:
             remainder=self._remainder,
             before=[Stretch(*each) for each in before],
         )
-        if rank == skip == 0:
+        if rank == skip == 0 and not before:
             self._log_plan(plan)
         with closing(self._readers.filled(self._jobs(plan, rank, skip))) as filled:
             for done, slot in filled:
@@ -155,11 +156,14 @@ class ZarrDataSource:
         )
 
     def _log_plan(self, plan: Plan) -> None:
-        found = plan.report()
-        parts = {name: sum(getattr(each, name) for each in found) for name in ("padded", "dropped", "carried")}
+        counts = plan.report()
+        parts = {name: sum(getattr(each, name) for each in counts) for name in ("padded", "dropped", "carried")}
         words = {"padded": "copies of weight 0", "dropped": "samples left out", "carried": "samples carried over"}
-        said = [f"{count} {words[name]}" for name, count in parts.items() if count]
-        logger.info("%s: epoch %d: %s", self._report.store, plan.epoch, ", ".join([f"{plan.steps} steps", *said]))
+        found = [f"{count} {words[name]}" for name, count in parts.items() if count]
+        text = ", ".join([f"{plan.steps} steps an epoch", *found])
+        if text != self._said:
+            logger.info("%s: %s", self._report.store, text)
+            self._said = text
 
 
 def _fingerprint(filler: Filler, buckets: Sequence[Bucket]) -> str:
