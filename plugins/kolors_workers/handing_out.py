@@ -8,7 +8,7 @@ import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, Protocol, TypeVar
 
 from kolors_kernel.errors import KolorsError, RunError
@@ -32,7 +32,7 @@ class Worker(Protocol):
     def answer(self) -> bytes:
         """Return the answer to the item, waiting for it. Raises WorkerDied when there will be none."""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the worker if it lives and give back what it held; may be called twice."""
 
 
@@ -79,38 +79,31 @@ def hand_out(
     busy: dict[W, tuple[Any, int]] = {}
     failure: KolorsError | None = None
 
-    def go_on(worker: W) -> None:
+    def occupy(worker: W) -> None:
         if waiting and failure is None:
             busy[worker] = waiting.popleft()
             worker.begin(busy[worker][0])
         else:
-            worker.end()  # others may be waiting for the room it takes
+            worker.close()  # others may be waiting for the room it takes
 
     with ExitStack() as crew:
-
-        def begin() -> None:
-            worker = hire()
-            crew.callback(worker.end)
-            go_on(worker)
-
         for _ in range(min(count, len(waiting))):
-            begin()
+            occupy(crew.enter_context(closing(hire())))
         while busy and (ready := wait(list(busy), None if failure is None else 0)):
             for worker in ready:
                 item, tries = busy.pop(worker)
                 try:
                     error, made = pickle.loads(worker.answer())
                 except WorkerDied as death:
-                    if tries == MOST_TRIES:
-                        failure = failure or RunError(f"{tries} workers died on {item!s:.100}, the last: {death}")
-                    elif failure is None:
+                    if tries < MOST_TRIES and failure is None:
                         logger.warning("a worker died on %.100s and another tries again: %s", item, death)
                         waiting.appendleft((item, tries + 1))
-                        begin()
-                    continue
+                        occupy(crew.enter_context(closing(hire())))
+                        continue
+                    error, made = RunError, f"{tries} workers died on {item!s:.100}, the last: {death}"
                 if error is not None:
                     failure = failure or error.__new__(error, made)
-                go_on(worker)
+                occupy(worker)
                 if error is None:
                     yield item, made
     if failure is not None:

@@ -60,11 +60,11 @@ class OwnProcess:
         try:
             return self.pipe.recv_bytes()
         except (EOFError, OSError):
-            self.end()
+            self.close()
             code = self.process.exitcode or 0
             raise WorkerDied(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the process: nothing it does outside its answers is worth waiting for."""
         self.process.kill()
         self.process.join()

@@ -82,7 +82,7 @@ class Actor:
         except RayError as error:
             raise WorkerDied(str(error)) from None
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the actor."""
         ray.kill(self.handle)
 

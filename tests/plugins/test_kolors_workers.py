@@ -324,7 +324,7 @@ class Scripted:
     """A worker that answers by the item: an error to "bad", a death to "fatal", else the item in capitals."""
 
     def __init__(self, crew: list[Scripted]) -> None:
-        self.item, self.ended = "", False
+        self.item, self.closed = "", False
         crew.append(self)
 
     def begin(self, item: str) -> None:
@@ -335,8 +335,8 @@ class Scripted:
             raise WorkerDied("SIGKILL")
         return pickle.dumps((DataError, "bad") if self.item == "bad" else (None, self.item.upper()))
 
-    def end(self) -> None:
-        self.ended = True
+    def close(self) -> None:
+        self.closed = True
 
 
 def test_after_a_failure_nothing_more_begins_and_what_is_there_is_given() -> None:
@@ -353,12 +353,12 @@ def test_after_a_failure_nothing_more_begins_and_what_is_there_is_given() -> Non
     assert found == [("good", "GOOD")]
     assert timeouts == [None, 0, 0]
     assert [worker.item for worker in crew] == ["bad", "fatal", "good"]
-    assert all(worker.ended for worker in crew)
+    assert all(worker.closed for worker in crew)
 
 
 def test_a_worker_with_nothing_left_to_do_makes_room_at_once() -> None:
     crew: list[Scripted] = []
     done = hand_out(["a", "b"], count=2, hire=lambda: Scripted(crew), wait=lambda workers, timeout: workers[:1])
     assert next(done) == ("a", "A")
-    assert [worker.ended for worker in crew] == [True, False]
+    assert [worker.closed for worker in crew] == [True, False]
     assert list(done) == [("b", "B")]
