@@ -98,7 +98,7 @@ def test_every_command_in_the_docs_exists() -> None:
         if recipe is not None and not recipe.endswith(".yaml"):
             settings = dict(cli.parse_setting(text) for text in options.set)
             # What an earlier command makes, or a letter stands for, is not there yet; that it can be set is checked.
-            paths = {key for key in settings if key.endswith(".path")}
+            paths = {key for key in settings if key.split(".")[-1] == "path"}
             loaded = load_recipe(recipe, {key: value for key, value in settings.items() if key not in paths})
             assert not [key for key in paths if not isinstance(setting(loaded, key), Path | str)]
         if hasattr(options, "kind") and (options.kind, options.type) != EXAMPLE:

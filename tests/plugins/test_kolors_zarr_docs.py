@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+import shlex
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ import torch
 from kolors_zarr.store.places import Folder
 from kolors_zarr.store.reading import Store
 from kolors_zarr.store.writing import write_store
+from PIL import Image
 
+from kolors_kernel import cli, load_recipe
 from kolors_kernel.values import NO_CAPTION, Conditioning, Sample, SampleRecord
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -22,7 +27,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def fenced(page: str, language: str) -> list[str]:
     text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
 
 
 def bytes_of(block: str) -> bytes:
@@ -143,3 +149,64 @@ def test_the_reader_of_the_page_trusts_nothing_that_is_damaged(
     damage(path)
     with pytest.raises((ValueError, FileNotFoundError)):
         list(samples(path))
+
+
+@pytest.fixture
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the guide begins with, pictures in every form, and its recipes under the names they have."""
+    parquet, datasets = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, Any]] = []
+    for folder in ("photos/circles", "tars", "tables"):
+        Path(folder).mkdir(parents=True)
+    for i in range(9):
+        path = Path("photos/circles") / f"{i:05}.png"
+        Image.new("RGB", ((70, 70), (90, 64), (64, 90))[i % 3], (9 * i, 99, 250)).save(path)
+        path.with_suffix(".txt").write_text(f"a circle {i}")
+        beside = {"caption_zh": f"圆{i}", "rewritten": f"Circle {i}.", "level": 5 - i % 2, "licence": "CC0-1.0"}
+        path.with_suffix(".json").write_text(json.dumps(beside))
+        rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "text": f"a circle {i}", "key": f"k{i}"})
+    Image.new("RGB", (20, 900)).save("photos/circles/sliver.png")
+    with tarfile.open("tars/0.tar", "w") as tar:
+        for path in sorted(Path("photos/circles").glob("0*")):
+            tar.add(path, path.name)
+    table = datasets.Dataset.from_list(rows)
+    table.save_to_disk("saved")
+    parquet.write_table(table.data.table, "tables/0.parquet")
+    with open("photos/listing.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["file", "english", "chinese"], ["circles/00000.png", "a circle", "圆"]])
+    for block in fenced("data.md", "yml"):
+        name = re.match(r"# (\w+\.yaml)\n", block)
+        assert name is not None, block
+        Path(name[1]).write_text(block, encoding="utf-8")
+    return tmp_path
+
+
+def commands() -> list[list[str]]:
+    """The command lines of the guide, without the program."""
+    lines = [line for block in fenced("data.md", "") for line in block.splitlines()]
+    found = [re.search(r"kolors (run .*)", line) for line in lines]
+    return [shlex.split(each[1], comments=True) for each in found if each]
+
+
+def test_the_guide_imports_and_looks_as_it_says(guide: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(commands()[0]) == 0
+    assert capsys.readouterr().out.count("pictures with a side below 64 are refused (min_side)") == 1
+    for name, samples in (("webdataset", 9), ("parquet", 9), ("hugging_face", 9), ("listing", 1)):
+        assert cli.main(["run", f"{name}.yaml", "--out", f"runs/{name}"]) == 0
+        assert f"samples: {samples}\n" in capsys.readouterr().out
+    ours = [words for words in commands() if words[1] in ("inspect_store", "verify_store") and "s3:" not in str(words)]
+    assert len(ours) == 3
+    for words in ours:
+        assert cli.main(words) == (2 if "buckets.min_side=600" in words else 0)  # which none of these pictures has
+    (program,) = fenced("data.md", "python")
+    exec(compile(program, "docs/data.md", "exec"), {})
+    assert "circles/0000" in capsys.readouterr().out
+
+
+def test_every_recipe_of_the_guide_is_valid_with_what_its_commands_set(guide: Path) -> None:
+    assert cli.main(commands()[0]) == 0
+    shutil.copytree("runs/import/store.zarr", "runs/latents/store.zarr")
+    for words in commands():
+        options = cli._parser().parse_args(words)
+        load_recipe(options.recipe, dict(cli.parse_setting(text) for text in options.set)).graphs()
