@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 Size = tuple[int, int]
 NAMED = 5
-"""How many samples a message names."""
+"""How many samples or reasons a message names."""
 
 
 @dataclass
@@ -47,7 +47,9 @@ class Report:
     def lost(self) -> Iterator[str]:
         """Yield why samples are not used."""
         if self.dropped:
-            yield f"dropped by filters: {_counts(dict(self.dropped.most_common()))}"
+            rest = self.dropped.total() - sum(count for _, count in self.dropped.most_common(NAMED))
+            more = f", and {rest} for other reasons" if rest else ""
+            yield f"dropped by filters: {_counts(dict(self.dropped.most_common(NAMED)))}{more}"
         for count, first in self.refused:
             more = f" and {count - len(first)} more" if count > len(first) else ""
             yield f"no bucket for {count}: {'; '.join(first)}{more}"
