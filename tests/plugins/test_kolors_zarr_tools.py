@@ -200,6 +200,17 @@ def test_only_the_most_frequent_values_are_listed(tmp_path: Path) -> None:
     assert kind == {"values": {"common": 5, "rare": 3}, "others": 4, "values_not_shown": 4, "lacking": 1}
 
 
+def test_reasons_that_differ_in_names_and_numbers_are_one(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", latent_samples())
+    names = ["a", "cat.jpg", "7", "x/a.png"]
+    lines = [{"input": name, "reason": f"the picture of {name} has 1{len(name)}0.5 million pixels"} for name in names]
+    (tmp_path / "store/refused.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = Store(Folder(tmp_path / "store")).manifest.model_copy(update={"refused": len(names)})
+    (tmp_path / "store/manifest.json").write_bytes(manifest.to_bytes())
+    (reason,) = inspected(tmp_path, tmp_path / "store")["reasons"]
+    assert reason == {"reason": "the picture of it has N million pixels", "inputs": 4, "example": "a"}
+
+
 def png(size: tuple[int, int], colour: str | tuple[int, int, int]) -> bytes:
     file = BytesIO()
     Image.new("RGB", size[::-1], colour).save(file, "PNG")

@@ -140,7 +140,7 @@ def take(store: Store, division: Division, *, batch: int, world: int, top: int) 
         tags={name: _tag(store, name, values, top) for name, values in manifest.tags.items()},
         refused=manifest.refused,
         reasons=_reasons(store, top),
-        bytes={name: _bytes(store, name) for name in (manifest.groups[0].columns if manifest.groups else ())},
+        bytes={name: _bytes(store, name) for name in manifest.groups[0].columns},
         written_by=manifest.written_by,
         epoch=_epoch(buckets, batch=batch, world=world),
     )
@@ -191,7 +191,8 @@ def _reasons(store: Store, top: int) -> list[Reason]:
     """Return why inputs were refused; reasons that differ only in numbers and in the name of the input are one."""
     counts, examples = Counter[str](), dict[str, str]()
     for each in refused_of(store.place, store.manifest):
-        reason = re.sub(r"\d[\d.,]*", "N", each.reason.replace(each.input, "it"))
+        own_name = rf"(?<!\w){re.escape(each.input)}(?!\w)"
+        reason = re.sub(r"\d[\d.,]*", "N", re.sub(own_name, "it", each.reason) if each.input else each.reason)
         counts[reason] += 1
         examples.setdefault(reason, each.input)
     return [Reason(reason, count, examples[reason]) for reason, count in counts.most_common(top)]

@@ -46,7 +46,7 @@ def _checks(place: Place, manifest: Manifest) -> Iterator[tuple[str, Check]]:
             check = partial(reason_to_fall_back, place, key, group, column=name, shard_rows=rows)
             yield f"{key}/{_DOCUMENT}", check
     of_samples = ["size", "crop", "captions", *(TAG + name for name in manifest.tags)]
-    of_shards = ["count", *(OBJECT + name for name in (manifest.groups[0].columns if manifest.groups else ()))]
+    of_shards = ["count", *(OBJECT + name for name in manifest.groups[0].columns)]
     for names, length in ((of_samples, manifest.samples), (of_shards, manifest.shards)):
         for name in names:
             yield from _column(place, f"{below}/{name}", length)
