@@ -29,8 +29,8 @@ class Lettering:
         except OSError as error:
             raise RecipeError(f"{font} cannot be used as a font: {error}") from error
         assert isinstance(loaded, ImageFont.FreeTypeFont)
-        self.font, self.size = loaded, size
-        self.line = round(size * 1.3)
+        self.font = loaded
+        self.line = sum(loaded.getmetrics())
         self._has = cache(self._draws)
 
     def width(self, text: str) -> int:
