@@ -92,7 +92,7 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             for each in outcomes:
                 ours = replace(each.contender, name=_ours(task, each.contender.workers), python=sys.executable)
                 if each.contender != ours:
-                    yield _row(named[ours], each)
+                    yield _row(named[ours], each) if ours in named else _note(each.contender, f"{ours.name} failed")
             measured += outcomes
     if options.markdown:
         options.markdown.write_text(table(measured), encoding="utf-8")

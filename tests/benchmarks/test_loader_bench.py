@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,26 @@ def test_a_loader_that_fails_or_delivers_wrong_samples_becomes_a_note(tmp_path: 
         "sorted": "two epochs came in the same order",
     }
     assert all(isinstance(note, Note) for note in notes)
+
+
+def test_where_ours_cannot_be_measured_the_others_stand_in_the_table_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(contender: Contender) -> Any:
+        if contender.name.startswith("ours"):
+            raise Failed("it broke")
+        return nullcontext(FakeProcess(contender.name, [], [7.0]))
+
+    monkeypatch.setattr(loader, "_start", start)
+    written, table = tmp_path / "loader.jsonl", tmp_path / "table.md"
+    chosen = ["--tasks", "latents", "--workers", "0", "--only", "memmap"]
+    assert main(["loader", *SMALL, *chosen, "--json", str(written), "--markdown", str(table)]) == 0
+    rows = [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()[1:]]
+    assert [(row["ours_name"], row["reason"]) for row in rows] == [
+        ("ours:threads", "it broke"),
+        ("memmap", "ours:threads failed"),
+    ]
+    assert table.read_text(encoding="utf-8").splitlines()[2].startswith("| latents | 0 | memmap | 1 | 7 |")
 
 
 def test_the_bench_measures_whole_loaders_in_their_own_processes(tmp_path: Path) -> None:
