@@ -19,7 +19,7 @@ from kolors_zarr.loading.ring import Memory
 from kolors_zarr.pictures.fitting import anywhere, centre, fill
 from kolors_zarr.store.conditioning import unpack_arrays
 from kolors_zarr.store.damage import Damage, DamagedSamples
-from kolors_zarr.store.layout import CAPTION, TEXT, group_name
+from kolors_zarr.store.layout import CAPTION, TEXT, group_name, group_size
 from kolors_zarr.store.reading import Store
 
 Array: TypeAlias = NDArray[Any]
@@ -30,8 +30,8 @@ _ALIGNED = 64
 """Arrays in a slot begin at multiples of this many bytes."""
 _TEXT_ROWS = 128
 """Rows of conditioning for which a slot has room; a text that has more after merging is rare, and kept beside it."""
-_MOST_SPARES = 64
-"""How many other samples are tried where all of a batch are damaged."""
+_MOST_ATTEMPTS = 128
+"""How often a batch is read anew without its damaged samples."""
 
 
 class Job(NamedTuple):
@@ -135,15 +135,16 @@ class Filler:
 
     def __call__(self, job: Job, memory: Memory) -> Filled:
         """Read the samples of a job into memory, and say what is where."""
-        damages = list[Damage]()
+        damages, attempt = dict[int, Damage](), 0
         while True:
             try:
-                return self._filled(job, _Arrays(memory), damages)
+                return self._filled(job, _Arrays(memory), list(damages.values()))
             except DamagedSamples as error:
-                if self.damaged == "raise" or len(damages) > len(job.numbers) + _MOST_SPARES:
+                if self.damaged == "raise" or attempt == _MOST_ATTEMPTS:
                     raise
-                damages += error.damages
-                job = self._without(job, {each.number for each in damages})
+                damages |= {each.number: each for each in error.damages}
+                attempt += 1
+                job = self._without(job, list(damages), attempt=attempt)
 
     def _filled(self, job: Job, arrays: _Arrays, damages: Sequence[Damage]) -> Filled:
         size = arrays.new("size", (len(job.numbers), 6), np.float32)
@@ -203,19 +204,29 @@ class Filler:
         if unpack_arrays(elements, form, arrays.new).key_bias is None:
             arrays.drop("key_bias")
 
-    def _without(self, job: Job, bad: set[int]) -> Job:
-        numbers, weight = job.numbers.copy(), job.weight.copy()
-        lost = np.isin(numbers, list(bad))
-        numbers[lost] = self._spare(int(numbers[0]), bad) if lost.all() else numbers[~lost][0]
+    def _without(self, job: Job, bad: Sequence[int], *, attempt: int) -> Job:
+        numbers, weight, size = job.numbers.copy(), job.weight.copy(), job.size
+        lost = np.isin(numbers, bad)
+        if lost.all():
+            numbers[:], size = self._elsewhere(job, attempt)
+        else:
+            numbers[lost] = numbers[~lost][0]
         weight[lost] = 0
-        return job._replace(numbers=numbers, weight=weight)
+        return job._replace(numbers=numbers, weight=weight, size=size)
 
-    def _spare(self, number: int, bad: set[int]) -> int:
-        """Return another sample of the same group, further away with each that was tried: damage comes in shards."""
-        starts = self.store.starts
+    def _elsewhere(self, job: Job, attempt: int) -> tuple[int, Size]:
+        """Return a sample for a batch that is damaged as a whole, and its bucket: of the same group, then of any.
+
+        Each attempt goes further away, for damage comes in shards.
+        """
+        starts, number = self.store.starts, int(job.numbers[0])
         group = int(starts.searchsorted(number, "right")) - 1
-        first, count = int(starts[group]), int(starts[group + 1] - starts[group])
-        return first + (number - first + len(bad) ** 2) % count
+        if attempt < _MOST_ATTEMPTS // 2:
+            start, end = starts[group : group + 2].tolist()
+            return start + (number + attempt**2 - start) % (end - start), job.size
+        number = (number + attempt**2) % self.store.samples
+        group = int(starts.searchsorted(number, "right")) - 1
+        return number, job.size if self.column == "image" else group_size(self.store.manifest.groups[group].name)
 
 
 def _crop_key(seed: int, epoch: int, id: str) -> int:

@@ -14,7 +14,7 @@ from kolors_kernel.protocols import SampleFilter
 from kolors_kernel.values import SampleRecord
 from kolors_zarr.buckets.assign import Bucketing
 from kolors_zarr.loading.report import NAMED, Report, Size
-from kolors_zarr.store.layout import ANY, TAG
+from kolors_zarr.store.layout import ANY, TAG, group_size
 from kolors_zarr.store.reading import Store
 
 Numbers: TypeAlias = range | NDArray[np.integer[Any]]
@@ -131,8 +131,7 @@ def _made_groups(bucketing: Bucketing, store: Store) -> bool:
 
 def _groups(store: Store, kept: Mask) -> Iterator[Bucket]:
     for group, start, stop in zip(store.manifest.groups, *_spans(store), strict=True):
-        height, width = map(int, group.name.split("x"))
-        yield Bucket((height, width), _compact(start + np.flatnonzero(kept[start:stop])))
+        yield Bucket(group_size(group.name), _compact(start + np.flatnonzero(kept[start:stop])))
 
 
 def _spans(store: Store) -> tuple[list[int], list[int]]:

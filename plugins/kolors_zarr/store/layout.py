@@ -79,6 +79,14 @@ def group_name(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}" if any(size) else ANY
 
 
+def group_size(name: str) -> tuple[int, int]:
+    """Invert `group_name`."""
+    if name == ANY:
+        return 0, 0
+    height, width = map(int, name.split("x"))
+    return height, width
+
+
 def column_key(group: str, column: str) -> str:
     """Return the key of a column's array."""
     return f"{SAMPLES}/{group}/{column}"
