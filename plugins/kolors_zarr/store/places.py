@@ -125,13 +125,18 @@ def open_place(url: str | Path) -> Place:
     """Return the place of a local path or of a URL. Raises DataError for a URL of no kind that is known.
 
     s3, gs, az, http and https are read and written by obstore, everything else by fsspec; see
-    `kolors_zarr.store.remote_places` for where credentials come from.
+    `kolors_zarr.store.remote_places` for where credentials come from. What begins with icechunk+ is a repository, see
+    `kolors_zarr.store.icechunk_place`.
     """
     text = str(url)
     if isinstance(url, Path) or "://" not in text:
         return Folder(Path(os.path.abspath(url)))
     if text.startswith("file://"):
         return Folder(Path(text.removeprefix("file://")))
+    if text.startswith("icechunk+"):
+        from kolors_zarr.store.icechunk_place import IcechunkPlace
+
+        return IcechunkPlace(text)
     from kolors_zarr.store.remote_places import open_remote
 
     return open_remote(text)
