@@ -39,6 +39,16 @@ class BucketsConfig(ComponentConfig, Builds["Bucketing"]):
     def sizes(self) -> Sizes:
         """Return the height and width of each bucket in pixels, sorted, each once."""
 
+    def possible_sizes(self) -> Sizes:
+        """Return the buckets, and with `no_upscale` every size that a smaller picture may keep; sorted."""
+        sizes = set(self.sizes())
+        if self.no_upscale:
+            area = max(height * width for height, width in sizes)
+            least = -(-min(map(min, sizes)) // self.step) * self.step
+            heights = range(least, area // least + 1, self.step)
+            sizes |= {(height, width) for height in heights for width in range(least, area // height + 1, self.step)}
+        return tuple(sorted(sizes))
+
     def build(self, ctx: BuildContext) -> Bucketing:
         """Make what puts pictures into these buckets."""
         from kolors_zarr.buckets.assign import Bucketing

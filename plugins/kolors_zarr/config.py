@@ -109,8 +109,8 @@ class ZarrSource(DataSourceConfig):
         return frozenset({self.pictures, self.text})
 
     def picture_sizes(self) -> Sequence[tuple[int, int]]:
-        """Return the buckets; latents have no such sizes."""
-        return self.buckets.sizes() if self.pictures == "images" else ()
+        """Return what the buckets allow; latents have no such sizes."""
+        return self.buckets.possible_sizes() if self.pictures == "images" else ()
 
     def build(self, ctx: BuildContext) -> ZarrDataSource:
         """Open the store and select its samples. Raises DataError when it has not what is asked for."""

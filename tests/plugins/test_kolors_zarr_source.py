@@ -332,8 +332,29 @@ def test_what_was_found_is_reported_once(caplog: pytest.LogCaptureFixture) -> No
         messages[1].split(": ", 1)[1],
         "3 steps an epoch, 1 copies of weight 0",
     ]
-    assert source.report().lacking == {"en": 0, "original": 0, "synthetic": 0, "zh": 0}
+    assert source.report().lacking == {"caption": 0, "en": 0, "original": 0, "synthetic": 0, "zh": 0}
     assert source.report().captions == {"en_synthetic": 11, "zh_original": 11}
+
+
+def test_pictures_without_captions_have_the_empty_one_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_store(tmp_path / "s", [Sample(SampleRecord("bare", (8, 8), {}), jpeg(np.zeros((8, 8, 3), np.uint8)))])
+    with caplog.at_level(logging.INFO):
+        source = build(tmp_path / "s", batch=1)
+    (batch,) = source.batches(seed=0, epoch=0)
+    assert (batch.captions, batch.keys) == ([""], [NO_CAPTION])
+    assert source.report().lacking == {"caption": 1}
+    assert "captions: no caption (1)" in caplog.text
+
+
+def test_pictures_that_keep_their_size_are_of_a_size_that_was_announced() -> None:
+    buckets = {"type": "sizes", "table": [(16, 16), (16, 32), (32, 16)], "no_upscale": True, "step": 2}
+    source = pictures(buckets=buckets, batch=1)
+    announced = ZarrSource.model_validate({"path": str(picture_store()), "buckets": buckets}).picture_sizes()
+    found = {tuple(batch.images.shape[2:]) for batch in source.batches(seed=0, epoch=0) if batch.images is not None}
+    assert found <= set(announced)
+    assert not found <= {(16, 16), (16, 32), (32, 16)}
 
 
 def test_what_the_store_has_not_is_refused_by_name() -> None:

@@ -269,5 +269,5 @@ def test_g7_the_caption_given_is_on_record_and_what_is_missing_is_counted(batch:
     report = loading.report()
     assert report.chosen == chosen
     lacking = sum(i % 4 == 0 for i in range(len(IDS)))
-    assert report.lacking == {"zh": 0, "en": 0, "original": 0, "synthetic": lacking}
+    assert report.lacking == {"caption": 0, "zh": 0, "en": 0, "original": 0, "synthetic": lacking}
     assert report.captions == {key: len(IDS) - lacking * ("synthetic" in key) for key in KEYS}

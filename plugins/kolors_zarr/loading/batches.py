@@ -84,7 +84,7 @@ def to_batch(filled: Filled, slot: Slot, store: Store, *, pinned: bool) -> ZarrB
         conditioning = Conditioning(arrays["tokens"], arrays["pooled"], arrays.get("key_bias"))
     images = arrays.get("images")
     return ZarrBatch(
-        records=LazyRecords(store, filled.numbers),
+        records=filled.records or LazyRecords(store, filled.numbers),
         size=arrays["size"],
         weight=arrays["weight"],
         images=None if images is None else images.permute(0, 3, 1, 2),

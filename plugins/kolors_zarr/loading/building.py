@@ -30,8 +30,9 @@ def build_source(config: ZarrSource, ctx: BuildContext) -> ZarrDataSource:
     Raises DataError when the store has not what is asked for, or no sample is left, or one that must not be there.
     """
     store = Store(open_place(config.path))
+    held = store.holds | {"captions"}  # the empty one, if there is no other
     for wanted in (config.pictures, config.text):
-        if wanted not in store.holds:
+        if wanted not in held:
             raise DataError(f"{config.path} has no {wanted}; it has {', '.join(sorted(store.holds))}")
     filler = Filler(
         store,

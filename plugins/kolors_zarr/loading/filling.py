@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from kolors_kernel.errors import DataError
 from kolors_kernel.protocols import CaptionMix
-from kolors_kernel.values import NO_CAPTION
+from kolors_kernel.values import NO_CAPTION, SampleRecord
 from kolors_zarr.loading.ring import Memory
 from kolors_zarr.pictures.fitting import anywhere, centre, fill
 from kolors_zarr.store.conditioning import unpack_arrays
@@ -49,7 +49,7 @@ class Filled:
     """What is where: the places of arrays in a slot by their names, and arrays that are not there.
 
     numbers [B]: the samples that were read, which are others than the job's where one was damaged. keys: which
-    caption each was given, and captions their texts.
+    caption each was given, and captions their texts. records: theirs, which do not go from process to process.
     """
 
     numbers: NDArray[np.int64]
@@ -58,6 +58,10 @@ class Filled:
     keys: Sequence[str] = ()
     captions: Sequence[str] | None = None
     damages: Sequence[Damage] = ()
+    records: Sequence[SampleRecord] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "records": ()}
 
 
 @dataclass
@@ -157,7 +161,7 @@ class Filler:
         else:
             self.store.read_into(self.column, job.numbers, pictures)
             size[:, 2:] = self.store.rows("crop", job.numbers)
-        keys, captions = list[str](), None
+        keys, captions, records = list[str](), None, list[SampleRecord]()
         if self.text is not None:
             records = self.store.records(job.numbers)
             keys = [self.mix.choose(record, seed=job.seed, epoch=job.epoch) for record in records]
@@ -165,7 +169,7 @@ class Filler:
             captions = self._captions(job, keys)
         elif self.text == "conditioning":
             self._conditioning(job, keys, arrays)
-        return Filled(job.numbers, arrays.places, arrays.loose, keys, captions, damages)
+        return Filled(job.numbers, arrays.places, arrays.loose, keys, captions, damages, records)
 
     def _decode(self, job: Job, pictures: Array) -> list[Size]:
         ids = self.store.read_strings("id", job.numbers)

@@ -17,7 +17,8 @@ class Report:
 
     dropped counts by filter and reason. refused has, for each reason why a picture has no bucket, how many there are
     and the first of them in words. buckets counts the samples that are left, by (height, width); captions those that
-    have a caption, by its key; lacking those that have none whose key has a word in it, such as zh or synthetic.
+    have a caption, by its key; lacking those that have no caption, and those that have none whose key has a word in
+    it, such as zh or synthetic.
     chosen counts the captions given out, copies not, and damaged the samples that others stood in for.
     """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from kolors_kernel.protocols import SampleFilter
 from kolors_kernel.values import SampleRecord
 from kolors_zarr.buckets.assign import Bucketing
 from kolors_zarr.loading.report import NAMED, Report, Size
-from kolors_zarr.store.layout import ANY, TAG, group_size
+from kolors_zarr.store.layout import TAG, group_size
 from kolors_zarr.store.reading import Store
 
 Numbers: TypeAlias = range | NDArray[np.integer[Any]]
@@ -125,18 +126,13 @@ def _takes_all(bucketing: Bucketing) -> bool:
 
 def _made_groups(bucketing: Bucketing, store: Store) -> bool:
     """Tell whether the groups of a store are what the bucketing would make."""
-    kept_as_they_came = any(group.name == ANY for group in store.manifest.groups)
-    return _takes_all(bucketing) and not kept_as_they_came and store.manifest.buckets == bucketing.sizes
+    groups = {group_size(group.name) for group in store.manifest.groups}
+    return _takes_all(bucketing) and store.manifest.buckets == bucketing.sizes and groups <= {*bucketing.sizes}
 
 
 def _groups(store: Store, kept: Mask) -> Iterator[Bucket]:
-    for group, start, stop in zip(store.manifest.groups, *_spans(store), strict=True):
+    for group, (start, stop) in zip(store.manifest.groups, pairwise(store.starts.tolist()), strict=True):
         yield Bucket(group_size(group.name), _compact(start + np.flatnonzero(kept[start:stop])))
-
-
-def _spans(store: Store) -> tuple[list[int], list[int]]:
-    starts = store.starts.tolist()
-    return starts[:-1], starts[1:]
 
 
 def _assigned(store: Store, bucketing: Bucketing, kept: Mask, report: Report) -> Iterator[Bucket]:
@@ -158,11 +154,8 @@ def _assigned(store: Store, bucketing: Bucketing, kept: Mask, report: Report) ->
             own = refused.setdefault(reason, [])
             own += (start + np.flatnonzero(reasons == reason)[: NAMED - len(own)]).tolist()
     for reason, first in sorted(refused.items()):
-        ids = store.read_strings("id", first)
-        words = [
-            f"'{id}': {bucketing.sentence(reason, (int(h), int(w)))}"
-            for id, (h, w) in zip(ids, sizes[first], strict=True)
-        ]
+        named = zip(store.read_strings("id", first), sizes[first].tolist(), strict=True)
+        words = [f"'{id}': {bucketing.sentence(reason, (height, width))}" for id, (height, width) in named]
         report.refused.append((int(counts[reason]), words))
     packed[~kept] = 0
     np.not_equal(packed, 0, out=kept)
@@ -179,10 +172,14 @@ def _compact(numbers: NDArray[np.int64]) -> Numbers:
 
 
 def _count_captions(store: Store, kept: Mask, report: Report) -> None:
-    keys, bits = store.manifest.captions, store.column("captions")
-    combinations = np.bincount(bits[kept], minlength=1)
-    has = {key: combinations[(np.arange(len(combinations)) >> bit) % 2 == 1].sum() for bit, key in enumerate(keys)}
-    report.captions = {key: int(count) for key, count in has.items()}
+    counts = np.bincount(store.column("captions")[kept], minlength=1)  # by which captions a sample has
+
+    def without(wanted: Collection[str]) -> int:
+        mask = sum(1 << bit for bit, key in enumerate(keys) if key in wanted)
+        return int(counts[np.arange(len(counts)) & mask == 0].sum())
+
+    keys = store.manifest.captions
+    report.captions = {key: report.selected - without([key]) for key in keys}
+    report.lacking["caption"] = without(keys)
     for word in sorted({word for key in keys for word in key.split("_")}):
-        mask = sum(1 << bit for bit, key in enumerate(keys) if word in key.split("_"))
-        report.lacking[word] = int(combinations[np.arange(len(combinations)) & mask == 0].sum())
+        report.lacking[word] = without([key for key in keys if word in key.split("_")])
