@@ -56,9 +56,7 @@ class Lettering:
     def wrapped(self, text: str, width: int, *, most: int) -> list[str]:
         """Return a text in at most so many lines of a width, the last with dots if more would follow."""
         lines, line = [], ""
-        for word in re.findall(
-            r"\s+|[^\s\u2e80-\uffff]+|\S", " ".join(text.split())
-        ):  # between letters of Chinese a line may end
+        for word in _WORDS.findall(" ".join(text.split())):
             if self.width(line + word) > width and line.strip():
                 lines.append(line.strip())
                 line = ""
