@@ -201,7 +201,8 @@ class _StageRun:
             (loss,) = self._stage.graph.run(random=random, **ports(batch, device), **self._stage.ports)
         # The mean over all ranks' samples: each rank's own mean counts by its share of the weight.
         mine = batch.weight.double().sum()
-        loss = loss * float(mine / ranks.add_up(mine.clone()))
+        whole = ranks.add_up(mine.clone())
+        loss = loss * float(mine / whole.where(whole > 0, 1))  # 0 where all samples of all ranks are damaged
         loss.backward()
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         ranks.add_up_gradients(parameters)

@@ -313,7 +313,13 @@ class TestStoresThatCannotBeOpened:
         says = self.refusal(self.with_manifest(path, lambda manifest: manifest.update(version=3)))
         assert "manifest.json is of format version 3, and this installation reads 2; upgrade" in says
 
-    @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '"x"', "{", '{"version": null, "crc32c": 1}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "{}", "[]", "null", '"x"', "{", '{"version": null, "crc32c": 1}', '{"version": 1e999}'),
+            pytest.param("[" * 100_000, id="nested"),
+        ],
+    )
     def test_a_manifest_that_is_none(self, path: Path, text: str) -> None:
         (path / "manifest.json").write_text(text)
         assert f"{path}/manifest.json is damaged" in self.refusal(path)

@@ -168,3 +168,22 @@ def test_damage_that_a_training_meets_is_named_and_mended_the_training_goes_on(
     assert kolors(path, out=tmp_path / "again", stages__0__steps=steps)[0] == 0
     mended, straight = (load_file(tmp_path / out / f"weights/{FILE}.safetensors") for out in ("out", "again"))
     assert all(torch.equal(mended[key], straight[key]) for key in straight)
+
+
+def test_a_step_that_is_damaged_as_a_whole_counts_for_nothing(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, kolors: Any
+) -> None:
+    """Every sample is damaged but a few, in steps of one: most steps have only copies of weight 0."""
+    store, recipe = tmp_path / "store", tiny.train((12, 1), log_every=100)
+    shutil.copytree(tiny.store, store)
+    for stage in recipe["stages"]:
+        stage |= {
+            "data": {"type": "zarr", "path": str(store), "buckets": {"side": 8}, "batch": 1, "damaged": "replace"},
+            "trains": ["backbone"],
+        }
+    chunk = store / "samples/any/image/c/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:400_000] + bytes(1_600_000) + whole[2_000_000:])
+    code, error = kolors(write(recipe), out=tmp_path / "out")
+    assert code == 0, error
+    assert len((tmp_path / "out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()) > 1

@@ -88,7 +88,7 @@ class Manifest(BaseModel):
         try:
             found: dict[str, Any] = json.loads(data)
             version = int(found["version"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise DataError(f"{where} is damaged or no manifest: {error!r}; restore or rebuild the store") from error
         if version != VERSION:
             newer = "upgrade kolors-kernel" if version > VERSION else "write the store anew"
