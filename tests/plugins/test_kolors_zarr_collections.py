@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_zarr.collections import Entry, Input
-from kolors_zarr.collections.inputs import Collection, Fields
+from kolors_zarr.collections.inputs import Collection, Entry, Fields, Input
 from kolors_zarr.collections.listing import Listing
 from kolors_zarr.collections.parquet import ParquetFiles
 from PIL import Image

@@ -22,7 +22,7 @@ import torch
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_zarr.store import index_columns, shard_files, shard_ranges
+from kolors_zarr.store import index_reading, shard_files, shard_ranges
 from kolors_zarr.store.conditioning import pack
 from kolors_zarr.store.damage import DamagedSamples
 from kolors_zarr.store.places import Folder, Place, open_place
@@ -315,9 +315,9 @@ PIECE = 10
 def small_pieces() -> Iterator[None]:
     """An index in small pieces, of which three of `size` fit into memory."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("documents", "publishing", "index_columns"):
+        for module in ("documents", "publishing", "index_reading"):
             patch.setattr(f"kolors_zarr.store.{module}.INDEX_CHUNK", PIECE)
-        patch.setattr(index_columns, "MOST_BYTES", 3 * PIECE * 4)
+        patch.setattr(index_reading, "MOST_BYTES", 3 * PIECE * 4)
         yield
 
 

@@ -8,13 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, Bytes, crc32c
 from kolors_zarr.store.manifest import Column
-from kolors_zarr.store.shard_index import SEAL, Bytes, crc32c
+from kolors_zarr.store.shard import ELEMENT_BYTES
 from kolors_zarr.store.shards import Shards, Wanted
-
-_CHECKSUM_BYTES = 4
-_ELEMENT_BYTES = 8
-"""What zarr's vlen codecs put before an element: the number of elements, which is one, and its length."""
 
 
 class ColumnReader(Protocol):
@@ -32,9 +29,9 @@ class ChunkReader:
 
     def __init__(self, shards: Shards, name: str, column: Column) -> None:
         self._shards, self._name = shards, name
-        self._head, self._bytes = _ELEMENT_BYTES, None
+        self._head, self._bytes = ELEMENT_BYTES, None
         if column.kind == "array":
-            self._head, self._bytes = 0, math.prod(column.shape) * np.dtype(column.dtype).itemsize + _CHECKSUM_BYTES
+            self._head, self._bytes = 0, math.prod(column.shape) * np.dtype(column.dtype).itemsize + CHECKSUM_BYTES
 
     def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
         """Yield what is in the chunks that match their checksums."""
@@ -45,4 +42,4 @@ class ChunkReader:
             elif size is not None and len(chunk) != size:
                 faults[position] = f"the chunk has {len(chunk)} bytes instead of {size}"
             else:
-                yield position, chunk[head:-_CHECKSUM_BYTES]
+                yield position, chunk[head:-CHECKSUM_BYTES]

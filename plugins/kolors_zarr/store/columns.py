@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kolors_kernel.values import NO_CAPTION, Sample
 from kolors_zarr.store.conditioning import form_of, pack
-from kolors_zarr.store.layout import CAPTION, LARGEST_SIDE, TEXT, is_key
+from kolors_zarr.store.layout import ARRAY_DTYPES, CAPTION, LARGEST_SIDE, TEXT, is_key
 from kolors_zarr.store.manifest import Column, TextForm
 from kolors_zarr.store.shard import encode_element
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Chunks: TypeAlias = list[bytes | None]
-_DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
 
 
 def columns_of(samples: Sequence[Sample]) -> Iterator[tuple[str, Column, Chunks]]:
@@ -147,10 +146,9 @@ def _arrays(samples: Sequence[Sample], name: str, read: Callable[[Sample], Tenso
     for sample in samples:
         tensor = read(sample)
         dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        if dtype not in _DTYPES[name]:
-            raise ValueError(
-                f"sample '{sample.record.id}' has {name} in {dtype}; a store keeps {' or '.join(_DTYPES[name])}"
-            )
+        if dtype not in ARRAY_DTYPES[name]:
+            known = " or ".join(ARRAY_DTYPES[name])
+            raise ValueError(f"sample '{sample.record.id}' has {name} in {dtype}; a store keeps {known}")
         own = Column(kind="array", dtype=dtype, shape=shape)
         if column is not None and own != column:
             raise ValueError(

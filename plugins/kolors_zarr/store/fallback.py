@@ -12,9 +12,9 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from kolors_kernel.errors import DataError
+from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import REMEDY, ShardError, unreadable
 from kolors_zarr.store.places import Place
-from kolors_zarr.store.shard_index import Bytes
 from kolors_zarr.store.shards import NO_CHUNK, Wanted
 
 Buffers: TypeAlias = list[Buffer | None]

@@ -65,6 +65,8 @@ MOST_VALUES = 4_096
 """A tag with more distinct values has no column in the index; it is read from the samples."""
 MOST_CAPTIONS = 16
 LARGEST_SIDE = 65_535
+ARRAY_DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
+"""The columns of samples that are arrays, and what they may hold."""
 ABSENT = 2**64 - 1
 """Offset and size of an inner chunk that is not there."""
 
@@ -94,7 +96,17 @@ def column_key(group: str, column: str) -> str:
 
 def shard_key(group: str, column: str, shard: int, *, axes: int) -> str:
     """Return the key of a shard of a column whose array has so many axes."""
-    return "/".join([column_key(group, column), "c", str(shard), *["0"] * (axes - 1)])
+    return chunk_key(column_key(group, column), shard, axes=axes)
+
+
+def index_key(edition: int, column: str) -> str:
+    """Return the key of an array of the index."""
+    return f"{INDEX}/{edition}/{column}"
+
+
+def chunk_key(array: str, number: int, *, axes: int) -> str:
+    """Return the key of a chunk of an array of so many axes, or of its shard, which are all cut along the first."""
+    return "/".join([array, "c", str(number), *["0"] * (axes - 1)])
 
 
 def part_key(group: str, shard: int) -> str:

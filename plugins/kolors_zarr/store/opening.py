@@ -6,14 +6,13 @@ import json
 import re
 
 from kolors_kernel.errors import DataError
-from kolors_zarr.store.damage import REMEDY
-from kolors_zarr.store.layout import ANY, ATTRIBUTE, CAPTION, MANIFEST, PARTS, TEXT, VERSION, is_key
+from kolors_zarr.store.damage import REMEDY, unreadable
+from kolors_zarr.store.layout import ANY, ARRAY_DTYPES, ATTRIBUTE, CAPTION, MANIFEST, PARTS, TEXT, VERSION, is_key
 from kolors_zarr.store.manifest import Column, Manifest
 from kolors_zarr.store.places import Place
 
 _GROUP = re.compile(rf"{ANY}|[1-9]\d*x[1-9]\d*")
-_KINDS = {"id": "string", "tags": "string", "image": "bytes", "pixels": "array", "latents": "array"}
-_DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
+_KINDS = {"id": "string", "tags": "string", "image": "bytes", **dict.fromkeys(ARRAY_DTYPES, "array")}
 
 
 def read_manifest(place: Place) -> Manifest:
@@ -28,7 +27,7 @@ def read_manifest(place: Place) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(_reason_for_none(place)) from error
     except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror or error}") from error
+        raise unreadable(place, MANIFEST, error) from error
     manifest = Manifest.from_bytes(data, where=where)
     wrong = _misfit(manifest)
     if wrong is not None:
@@ -76,4 +75,4 @@ def _is_known(name: str, column: Column) -> bool:
             return column.kind == kind and is_key(name.removeprefix(prefix))
     if column.kind != _KINDS.get(name):
         return False
-    return column.kind != "array" or (column.dtype in _DTYPES[name] and len(column.shape) == 3)
+    return column.kind != "array" or (column.dtype in ARRAY_DTYPES[name] and len(column.shape) == 3)

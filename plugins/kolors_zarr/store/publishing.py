@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
-from typing import TypeVar
 
 from google_crc32c import value as crc32c
 
 from kolors_kernel.errors import DataError
+from kolors_zarr.store.checksums import CHECKSUM_BYTES
 from kolors_zarr.store.documents import group_document, index_document, samples_document
-from kolors_zarr.store.index import Index
+from kolors_zarr.store.index_writing import Index
 from kolors_zarr.store.layout import (
     ATTRIBUTE,
     INDEX,
@@ -25,18 +23,18 @@ from kolors_zarr.store.layout import (
     REFUSED,
     SAMPLES,
     VERSION,
+    chunk_key,
     column_key,
+    index_key,
     part_key,
 )
 from kolors_zarr.store.manifest import Column, Group, Manifest, TextForm
 from kolors_zarr.store.parts import PartRow, Refused
 from kolors_zarr.store.places import Place
+from kolors_zarr.store.requests import Requests
 
-T = TypeVar("T")
-R = TypeVar("R")
 _AT_ONCE = 16
 """Requests in flight: publishing is thousands of small objects, and a remote place answers each late."""
-_BLOCK = 64
 _EDITION = 1
 
 
@@ -55,8 +53,8 @@ def publish(
     samples, or when someone else published first. Memory is that of the index and of its largest column.
     """
     index, left_out = Index(samples=samples, shards=len(parts)), list(refused)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        groups = _gathered(_each(pool, partial(_read, place), parts), index, left_out)
+    with Requests(_AT_ONCE) as requests:
+        groups = _gathered(requests.answers(partial(_read, place), parts), index, left_out)
         if not index.samples:
             raise DataError(f"there are no samples to store in {place.url}; {len(left_out)} inputs were refused")
         manifest = Manifest(
@@ -70,7 +68,7 @@ def publish(
             refused=len(left_out),
             written_by={name: version(name) for name in ("kolors-kernel", "numpy")},
         )
-        for _ in _each(pool, lambda item: place.write(*item), _objects(manifest, index, left_out)):
+        for _ in requests.answers(lambda item: place.write(*item), _objects(manifest, index, left_out)):
             pass
     if not place.create(MANIFEST, manifest.to_bytes()):
         raise DataError(f"the store {place.url} was published by another process meanwhile; it is whole")
@@ -155,26 +153,19 @@ def _objects(manifest: Manifest, index: Index, refused: Sequence[Refused]) -> It
     if refused:
         lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in refused)
         yield REFUSED, "".join(lines).encode()
-    below = f"{INDEX}/{manifest.edition}"
     yield "zarr.json", group_document({ATTRIBUTE: {"version": VERSION}})
-    for key in (SAMPLES, INDEX, below, *(f"{SAMPLES}/{group.name}" for group in manifest.groups)):
+    buckets = (f"{SAMPLES}/{group.name}" for group in manifest.groups)
+    for key in (SAMPLES, INDEX, f"{INDEX}/{manifest.edition}", *buckets):
         yield f"{key}/zarr.json", group_document({})
     for group in manifest.groups:
         for name, column in group.columns.items():
             document = samples_document(column, shards=group.shards, shard_rows=manifest.shard_rows)
             yield f"{column_key(group.name, name)}/zarr.json", document
     for name, values in index.columns():
-        yield f"{below}/{name}/zarr.json", index_document(str(values.dtype), values.shape)
+        key = index_key(manifest.edition, name)
+        yield f"{key}/zarr.json", index_document(str(values.dtype), values.shape)
         rows = min(len(values), INDEX_CHUNK)
         for chunk, start in enumerate(range(0, len(values), rows)):
             data = values[start : start + rows].astype(values.dtype.newbyteorder("<")).tobytes()
             data += bytes(rows * values[0].nbytes - len(data))
-            tail = ["0"] * (values.ndim - 1)
-            yield "/".join([below, name, "c", str(chunk), *tail]), data + crc32c(data).to_bytes(4, "little")
-
-
-def _each(pool: Executor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield the results in the order of the items, of which at most a block is under way."""
-    iterator = iter(items)
-    while block := list(islice(iterator, _BLOCK)):
-        yield from pool.map(function, block)
+            yield chunk_key(key, chunk, axes=values.ndim), data + crc32c(data).to_bytes(CHECKSUM_BYTES, "little")

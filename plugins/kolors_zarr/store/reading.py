@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError
 from kolors_kernel.values import NO_CAPTION, SampleRecord
+from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.column_form import reason_to_fall_back
 from kolors_zarr.store.column_readers import ChunkReader, ColumnReader
 from kolors_zarr.store.damage import Damage, DamagedSamples
-from kolors_zarr.store.index_columns import IndexColumns
+from kolors_zarr.store.index_reading import IndexColumns
 from kolors_zarr.store.layout import CAPTION, TEXT, column_key
 from kolors_zarr.store.manifest import Column, Manifest
 from kolors_zarr.store.numbering import Asked, Numbering, Numbers
@@ -26,7 +27,6 @@ from kolors_zarr.store.places import Folder, Place
 from kolors_zarr.store.records import LazyCaptions, LazyTags, LazyTexts
 from kolors_zarr.store.requests import Requests
 from kolors_zarr.store.shard_files import ShardFiles
-from kolors_zarr.store.shard_index import Bytes
 from kolors_zarr.store.shard_ranges import ShardRanges
 from kolors_zarr.store.shards import Shards, ShardTable, Wanted
 

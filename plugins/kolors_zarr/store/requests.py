@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
@@ -20,6 +20,12 @@ class Requests:
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="store")  # no thread starts before it is used
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()  # after which nothing is on its way any more
 
     def answers(self, ask: Callable[[Asked], Answer], things: Iterable[Asked]) -> Iterator[Answer]:
         """Yield what `ask` returns for each, in order."""

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from google_crc32c import value as crc32c
 
+from kolors_zarr.store.checksums import CHECKSUM_BYTES
 from kolors_zarr.store.layout import ABSENT
 
-_CHECKSUM_BYTES = 4
 _ELEMENT = struct.Struct("<II")
+ELEMENT_BYTES = _ELEMENT.size
+"""What zarr's vlen codecs put before an element: the number of elements, which is one, and its length."""
 
 
 def index_bytes(rows: int) -> int:
     """Return how many bytes at the end of a shard of so many rows are its index and the checksum of that."""
-    return 16 * rows + _CHECKSUM_BYTES
+    return 16 * rows + CHECKSUM_BYTES
 
 
 def encode_shard(chunks: Sequence[bytes | None], rows: int) -> bytes:
@@ -38,15 +40,15 @@ def encode_shard(chunks: Sequence[bytes | None], rows: int) -> bytes:
         if same != chunk or start == end:  # another chunk of this checksum, or a new one
             start = end
             pieces += chunk, _little(checksum)
-            end += len(chunk) + _CHECKSUM_BYTES
-        index[row] = start, len(chunk) + _CHECKSUM_BYTES
+            end += len(chunk) + CHECKSUM_BYTES
+        index[row] = start, len(chunk) + CHECKSUM_BYTES
     table = index.tobytes()
     return b"".join([*pieces, table, _little(crc32c(table))])
 
 
 def index_checksum(shard: bytes) -> int:
     """Return the CRC-32C of a shard's index, which are the last bytes of the shard."""
-    return int.from_bytes(shard[-_CHECKSUM_BYTES:], "little")
+    return int.from_bytes(shard[-CHECKSUM_BYTES:], "little")
 
 
 def encode_element(data: bytes) -> bytes:
@@ -55,4 +57,4 @@ def encode_element(data: bytes) -> bytes:
 
 
 def _little(checksum: int) -> bytes:
-    return checksum.to_bytes(_CHECKSUM_BYTES, "little")
+    return checksum.to_bytes(CHECKSUM_BYTES, "little")

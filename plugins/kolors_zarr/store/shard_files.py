@@ -10,10 +10,10 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import ShardError, unreadable
 from kolors_zarr.store.layout import ABSENT
 from kolors_zarr.store.places import Folder
-from kolors_zarr.store.shard_index import Bytes
 from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, Wanted, require_size
 
 _MOST_FILES = 16_384

@@ -8,11 +8,11 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import ShardError, unreadable
 from kolors_zarr.store.layout import ABSENT
 from kolors_zarr.store.places import Place
 from kolors_zarr.store.requests import Requests
-from kolors_zarr.store.shard_index import Bytes
 from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, Wanted, require_size
 
 GAP = 128 * 1024

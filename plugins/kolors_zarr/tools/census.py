@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError, RecipeError
 from kolors_zarr.buckets.assign import Bucketing
@@ -16,7 +17,7 @@ from kolors_zarr.loading.report import Report
 from kolors_zarr.loading.selection import Bucket, select
 from kolors_zarr.order.plan import Plan
 from kolors_zarr.store.damage import REMEDY, read_needed
-from kolors_zarr.store.layout import ANY, OBJECT, REFUSED, TAG, group_name
+from kolors_zarr.store.layout import OBJECT, REFUSED, TAG, group_name, group_size
 from kolors_zarr.store.manifest import Manifest
 from kolors_zarr.store.parts import Refused
 from kolors_zarr.store.places import Place
@@ -112,7 +113,7 @@ def divide(store: Store, bucketing: Bucketing | None) -> Division:
     if bucketing is None:
         names = [group.name for group in store.manifest.groups]
         spans = zip(names, store.starts[:-1].tolist(), store.starts[1:].tolist(), strict=True)
-        return Division([Bucket(_size_of(name), range(start, stop)) for name, start, stop in spans], {})
+        return Division([Bucket(group_size(name), range(start, stop)) for name, start, stop in spans], {})
     if "images" not in store.holds or "pixels" in store.manifest.groups[0].columns:
         raise RecipeError(f"the pictures of {store.place.url} are already cut to their buckets: leave `buckets` out")
     report = Report(store.place.url, store.samples)
@@ -140,15 +141,10 @@ def take(store: Store, division: Division, *, batch: int, world: int, top: int) 
         tags={name: _tag(store, name, values, top) for name, values in manifest.tags.items()},
         refused=manifest.refused,
         reasons=_reasons(store, top),
-        bytes={name: _bytes(store, name) for name in manifest.groups[0].columns},
+        bytes={name: int(shard_bytes(store, name).sum()) for name in manifest.groups[0].columns},
         written_by=manifest.written_by,
         epoch=_epoch(buckets, batch=batch, world=world),
     )
-
-
-def _size_of(group: str) -> tuple[int, int]:
-    height, _, width = group.partition("x")
-    return (0, 0) if group == ANY else (int(height), int(width))
 
 
 def _captions(store: Store) -> tuple[dict[str, int], int, Counter[str]]:
@@ -182,9 +178,11 @@ def _tag(store: Store, name: str, values: Sequence[str], top: int) -> Tag:
     return Tag(shown, found.total() - sum(shown.values()), len(found) - len(shown), int(counts[0]))
 
 
-def _bytes(store: Store, column: str) -> int:
-    low, high, _ = store.column(OBJECT + column).astype(np.uint64).sum(axis=0).tolist()
-    return int(low + (high << 32))
+def shard_bytes(store: Store, column: str) -> NDArray[np.uint64]:
+    """Return the bytes of a column's shards, [shards]; 0 where there is no object."""
+    low, high, _ = store.column(OBJECT + column).T.astype(np.uint64)
+    found: NDArray[np.uint64] = low + (high << np.uint64(32))
+    return found
 
 
 def _reasons(store: Store, top: int) -> list[Reason]:

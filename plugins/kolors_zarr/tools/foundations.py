@@ -13,10 +13,10 @@ import numpy as np
 from kolors_kernel.errors import DataError
 from kolors_zarr.store.column_form import reason_to_fall_back
 from kolors_zarr.store.damage import REMEDY, read_needed
-from kolors_zarr.store.layout import INDEX, OBJECT, REFUSED, SAMPLES, TAG, column_key
+from kolors_zarr.store.index_reading import read_chunk
+from kolors_zarr.store.layout import INDEX, OBJECT, REFUSED, SAMPLES, TAG, chunk_key, column_key, index_key
 from kolors_zarr.store.manifest import Manifest
 from kolors_zarr.store.places import Place
-from kolors_zarr.store.shard_index import SEAL, crc32c
 from kolors_zarr.tools.census import refused_of
 
 Check: TypeAlias = Callable[[], object]
@@ -35,21 +35,20 @@ def faults(place: Place, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _checks(place: Place, manifest: Manifest) -> Iterator[tuple[str, Check]]:
-    below, rows = f"{INDEX}/{manifest.edition}", manifest.shard_rows
-    for folder in ("", f"{SAMPLES}/", f"{INDEX}/", f"{below}/"):
+    for folder in ("", f"{SAMPLES}/", f"{INDEX}/", f"{INDEX}/{manifest.edition}/"):
         yield f"{folder}{_DOCUMENT}", partial(_require_group, place, f"{folder}{_DOCUMENT}")
     for group in manifest.groups:
         key = f"{SAMPLES}/{group.name}/{_DOCUMENT}"
         yield key, partial(_require_group, place, key)
         for name in group.columns:
             key = column_key(group.name, name)
-            check = partial(reason_to_fall_back, place, key, group, column=name, shard_rows=rows)
+            check = partial(reason_to_fall_back, place, key, group, column=name, shard_rows=manifest.shard_rows)
             yield f"{key}/{_DOCUMENT}", check
     of_samples = ["size", "crop", "captions", *(TAG + name for name in manifest.tags)]
     of_shards = ["count", *(OBJECT + name for name in manifest.groups[0].columns)]
     for names, length in ((of_samples, manifest.samples), (of_shards, manifest.shards)):
         for name in names:
-            yield from _column(place, f"{below}/{name}", length)
+            yield from _column(place, index_key(manifest.edition, name), length)
     if manifest.refused:
         yield REFUSED, partial(refused_of, place, manifest)
 
@@ -60,23 +59,17 @@ def _column(place: Place, key: str, length: int) -> Iterator[tuple[str, Check]]:
     yield f"{key}/{_DOCUMENT}", partial(_read_form, place, f"{key}/{_DOCUMENT}", length, form)
     for chunk, *tail, size in form:
         for number in range(ceil(length / chunk)):
-            each = "/".join([key, "c", str(number), *["0"] * len(tail)])
-            yield each, partial(_require_seal, place, each, size)
+            each = chunk_key(key, number, axes=1 + len(tail))
+            yield each, partial(read_chunk, place, each, size)
 
 
 def _read_form(place: Place, key: str, length: int, form: list[tuple[int, ...]]) -> None:
-    """Add the shape of a chunk and its bytes, checksum included, to `form`."""
+    """Add the shape of a chunk and its bytes to `form`."""
     document = _read(place, key)
     chunk = document["chunk_grid"]["configuration"]["chunk_shape"]
     if document["shape"][0] != length:
         raise DataError(f"{place.url}/{key} is of {document['shape'][0]} rows, and the manifest of {length}; {REMEDY}")
-    form.append((*chunk, np.dtype(document["data_type"]).itemsize * prod(chunk) + 4))
-
-
-def _require_seal(place: Place, key: str, size: int) -> None:
-    data = np.frombuffer(read_needed(place, key), np.uint8)
-    if len(data) != size or crc32c(data) != SEAL:
-        raise DataError(f"{place.url}/{key} does not match its checksum; {REMEDY}")
+    form.append((*chunk, np.dtype(document["data_type"]).itemsize * prod(chunk)))
 
 
 def _require_group(place: Place, key: str) -> None:

@@ -18,10 +18,11 @@ from kolors_kernel.errors import DataError
 from kolors_kernel.graph import Graph, step
 from kolors_zarr.importing.progress import counted
 from kolors_zarr.store.damage import REMEDY, Damage, DamagedSamples
-from kolors_zarr.store.layout import OBJECT, shard_key
+from kolors_zarr.store.layout import shard_key
 from kolors_zarr.store.opening import read_manifest
 from kolors_zarr.store.places import Folder, open_place
 from kolors_zarr.store.reading import Store
+from kolors_zarr.tools.census import shard_bytes
 from kolors_zarr.tools.foundations import faults
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ class VerifyJob:
             for _, damages in counted(checked, len(shards), "checked shards"):
                 listing.add_samples(damages)
             listing.raise_if_any(f"{listing.samples} of {store.samples} samples")
-        tables = [store.column(OBJECT + name).astype(np.uint64) for name in manifest.groups[0].columns]
-        sizes = np.concatenate([table[:, 0] + (table[:, 1] << np.uint64(32)) for table in tables])
+        sizes = np.concatenate([shard_bytes(store, name) for name in manifest.groups[0].columns])
         return {"samples": store.samples, "objects": int((sizes > 0).sum()), "bytes": int(sizes.sum()), "damaged": 0}
 
 

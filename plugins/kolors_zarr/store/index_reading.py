@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError
+from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, Bytes, crc32c
 from kolors_zarr.store.damage import REMEDY, read_needed
-from kolors_zarr.store.layout import INDEX, INDEX_CHUNK, OBJECT, TAG
+from kolors_zarr.store.layout import INDEX_CHUNK, OBJECT, TAG, chunk_key, index_key
 from kolors_zarr.store.manifest import Manifest
 from kolors_zarr.store.places import Place
 from kolors_zarr.store.requests import Requests
-from kolors_zarr.store.shard_index import SEAL, crc32c
 
 Array: TypeAlias = NDArray[Any]
 MOST_BYTES = 256 * 2**20
@@ -47,7 +47,7 @@ class IndexColumns:
         of_shards = name == "count" or name.startswith(OBJECT)
         dtype, tail = ("uint32", (3,)) if name.startswith(OBJECT) else _FORMS.get(name, ("uint16", ()))
         length = self._manifest.shards if of_shards else self._manifest.samples
-        key = f"{INDEX}/{self._manifest.edition}/{name}"
+        key = index_key(self._manifest.edition, name)
         return IndexColumn(self._place, key, self._requests, dtype=dtype, shape=(length, *tail))
 
 
@@ -105,8 +105,13 @@ class IndexColumn:
             self._slot[chunk], self._used = self._used, self._used + 1
 
     def _read(self, chunk: int) -> Array:
-        key = "/".join([self._key, "c", str(chunk), *["0"] * (len(self._shape) - 1)])
-        data = np.frombuffer(read_needed(self._place, key), np.uint8)
-        if len(data) != self._chunk_bytes + 4 or crc32c(data) != SEAL:
-            raise DataError(f"{self._place.url}/{key} does not match its checksum; {REMEDY}")
-        return data[:-4].view(self._dtype).reshape(self._chunk)
+        key = chunk_key(self._key, chunk, axes=len(self._shape))
+        return read_chunk(self._place, key, self._chunk_bytes).view(self._dtype).reshape(self._chunk)
+
+
+def read_chunk(place: Place, key: str, size: int) -> Bytes:
+    """Return the `size` bytes of a chunk of the index. Raises DataError when it is missing or damaged."""
+    data = np.frombuffer(read_needed(place, key), np.uint8)
+    if len(data) != size + CHECKSUM_BYTES or crc32c(data) != SEAL:
+        raise DataError(f"{place.url}/{key} does not match its checksum; {REMEDY}")
+    return data[:-CHECKSUM_BYTES]

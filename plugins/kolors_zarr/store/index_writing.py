@@ -1,4 +1,4 @@
-"""The index of a store, gathered from part rows: what is known of every sample and every shard."""
+"""The index of a store as a writer makes it: gathered from part rows, what is known of every sample and shard."""
 
 from __future__ import annotations
 
