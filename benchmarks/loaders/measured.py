@@ -62,7 +62,6 @@ def check(peer: Peer, store: Path, setting: Setting) -> Mapping[str, Any]:
 
 def measure(peer: Peer, store: Path, setting: Setting, seconds: float) -> Mapping[str, float]:
     """Construct the loader, let one epoch go by, time whole epochs for at least `seconds`, and weigh it in one more."""
-    gc.collect()
     start = time.perf_counter()
     epochs = peer.epochs(store, setting)
     batches = epochs(0)
@@ -102,7 +101,9 @@ def main() -> None:
     commands: dict[str, Callable[..., Mapping[str, Any]]] = {"write": write, "check": check, "round": measure}
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        answer(commands[name](peer, Path(job["store"]), setting, *arguments))
+        found = commands[name](peer, Path(job["store"]), setting, *arguments)
+        gc.collect()  # workers of a loader in a cycle end now, and not in the turn of another
+        answer(found)
 
 
 if __name__ == "__main__":
