@@ -45,10 +45,9 @@ class HuggingFaceSet(Table):
     def inputs(self) -> Iterator[Input]:
         """List every row."""
         stamp = " ".join(stamp_of(Path(each["filename"]).stat()) for each in self.rows.cache_files)
-        names = self.rows[self.identity] if self.identity else range(len(self.rows))
-        for row, name in enumerate(names):
-            problem = "" if name is not None else f"it has no '{self.identity}'"
-            yield Input(f"{self.split}:{row}" if problem or not self.identity else str(name), (row,), stamp, problem)
+        ids = self.rows[self.identity] if self.identity else range(len(self.rows))
+        for row, each in enumerate(ids):
+            yield self.input(f"{self.split}:{row}", each, where=(row,), stamp=stamp)
 
     def row(self, each: Input) -> dict[str, Any]:
         """Return a row of the split."""

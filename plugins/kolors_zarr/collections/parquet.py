@@ -43,12 +43,11 @@ class ParquetFiles(Table):
             self.columns(file.schema_arrow.names, where=str(path))
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                names: list[Any] = [f"{name}:{first + row}" for row in range(count)]
+                ids: list[Any] = [None] * count
                 if self.identity:
-                    names = file.read_row_group(group, columns=[self.identity])[0].to_pylist()
-                for row, each in enumerate(names):
-                    problem = "" if each is not None else f"it has no '{self.identity}'"
-                    yield Input(f"{name}:{first + row}" if problem else str(each), (name, group, row), stamp, problem)
+                    ids = file.read_row_group(group, columns=[self.identity])[0].to_pylist()
+                for row, each in enumerate(ids):
+                    yield self.input(f"{name}:{first + row}", each, where=(name, group, row), stamp=stamp)
                 first += count
 
     def row(self, each: Input) -> dict[str, Any]:

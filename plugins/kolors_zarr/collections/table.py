@@ -33,6 +33,14 @@ class Table(ABC):
         with picture_of(row[self.image], self.folder) as file:
             return self.fields.entry(file.read(), row)
 
+    def input(self, row: str, identity: object, *, where: tuple[Any, ...], stamp: str) -> Input:
+        """Return the input of a row by the id in it, or by what the row is called where the table has no ids."""
+        if not self.identity:
+            return Input(row, where, stamp)
+        if identity is None:
+            return Input(row, where, stamp, f"it has no '{self.identity}'")
+        return Input(str(identity), where, stamp)
+
     def columns(self, there: Collection[str], *, where: str) -> list[str]:
         """Return the columns to read. Raises DataError, calling the table `where`, when one is not among `there`."""
         wanted = sorted({self.image, *self.fields.names, *filter(None, [self.identity])})
