@@ -75,7 +75,7 @@ class Lots:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Rest:
     """What an epoch still has to give, from `first` to `end` [buckets], divided for one batch and world.
 
     First the full steps: every rank gets its share of a global batch of one bucket. Then, if `padded`, the tail: what

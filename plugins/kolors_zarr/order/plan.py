@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from kolors_zarr.order.lots import Integers, Lots, Stage, whole
+from kolors_zarr.order.lots import Integers, Lots, Rest, whole
 from kolors_zarr.order.permutation import MOST, Permutation, key_of
 
 ORDER_VERSION = 1
@@ -99,47 +99,47 @@ class Plan:
         self.seed, self.epoch, self.remainder = seed, epoch, remainder
         stretches = [*(Stretch(*each) for each in before), Stretch(epoch, batch, world, 0)]
         self._require_sense(stretches)
-        self._stage, self._done = self._divided(stretches)
+        self._rest, self._done = self._divided(stretches)
 
     @property
     def full_steps(self) -> int:
         """The steps in which every rank is in the same bucket and no sample is a copy; they come first."""
-        return max(self._stage.full.count - self._done, 0)
+        return max(self._rest.full.count - self._done, 0)
 
     @property
     def steps(self) -> int:
         """The steps of this plan on every rank."""
-        return self._stage.steps - self._done
+        return self._rest.steps - self._done
 
     def batches(self, rank: int, *, skip: int = 0) -> Iterator[RankBatch]:
         """Yield the batches of one rank, the first `skip` left out; memory and the time to the first one are small.
 
         Raises ValueError for a rank outside the world or a skip below 0.
         """
-        stage = self._stage
-        if not 0 <= rank < stage.world or skip < 0:
-            raise ValueError(f"rank {rank} of {stage.world} with skip {skip}: need 0 <= rank < world and skip >= 0")
+        rest = self._rest
+        if not 0 <= rank < rest.world or skip < 0:
+            raise ValueError(f"rank {rank} of {rest.world} with skip {skip}: need 0 <= rank < world and skip >= 0")
         step = self._done + skip
-        yield from self._rank_batches(stage.full, min(step, stage.full.count), rank)
-        yield from self._rank_batches(stage.tail, max(step - stage.full.count, 0), rank)
+        yield from self._rank_batches(rest.full, min(step, rest.full.count), rank)
+        yield from self._rank_batches(rest.tail, max(step - rest.full.count, 0), rank)
 
     def report(self) -> list[BucketReport]:
         """Return what the plan does with each bucket."""
-        stage = self._stage
-        now = stage.taken(self._done)
-        end_of_full = np.maximum(stage.full.end, now)
-        full, left = (end_of_full - now) // (stage.batch * stage.world), stage.end - end_of_full
-        padded = -(stage.tail.end - end_of_full) % stage.batch
-        idle = -stage.tail.count % stage.world
+        rest = self._rest
+        now = rest.taken(self._done)
+        end_of_full = np.maximum(rest.full.end, now)
+        full, left = (end_of_full - now) // (rest.batch * rest.world), rest.end - end_of_full
+        padded = -(rest.tail.end - end_of_full) % rest.batch
+        idle = -rest.tail.count % rest.world
         if idle and self.steps:
-            (bucket,), _ = next(stage.tail.blocks(stage.tail.count + idle - stage.world, 1))
-            padded[bucket] += idle * stage.batch
+            (bucket,), _ = next(rest.tail.blocks(rest.tail.count + idle - rest.world, 1))
+            padded[bucket] += idle * rest.batch
         zero = np.zeros_like(left)
         columns = np.stack(
             [
                 np.arange(len(left)),
                 self.counts,
-                stage.end - now,
+                rest.end - now,
                 full,
                 left,
                 padded,
@@ -151,8 +151,8 @@ class Plan:
 
     def _rank_batches(self, lots: Lots, step: int, rank: int) -> Iterator[RankBatch]:
         """Yield what a rank gets of lots that are dealt out a global batch at a time, from `step` on."""
-        batch = self._stage.batch
-        dealt = batch * self._stage.world // lots.size  # lots in a step: one global batch, or one for each rank
+        batch = self._rest.batch
+        dealt = batch * self._rest.world // lots.size  # lots in a step: one global batch, or one for each rank
         place, within = divmod(rank * batch, lots.size)
         steps = max(_SAMPLES_AT_ONCE // batch, 1)
         for buckets, numbers in lots.blocks(step * dealt, steps * dealt):
@@ -181,7 +181,7 @@ class Plan:
             samples[rows] = places
         return samples
 
-    def _divided(self, stretches: list[Stretch]) -> tuple[Stage, int]:
+    def _divided(self, stretches: list[Stretch]) -> tuple[Rest, int]:
         """Return the division of the epoch that the last stretch is in, and how many steps of it are done."""
         at = self.counts * (0 if self.remainder == "carry" else self.epoch)
         for epoch, group in groupby(stretches, key=lambda each: each.epoch):
@@ -189,23 +189,23 @@ class Plan:
                 continue
             within = list(group)
             at = whole(at, self.counts * epoch, within[0].batch * within[0].world)
-            stage, done = self._within_epoch(at, within)
-            at = stage.taken(done)
-        return stage, done
+            rest, done = self._within_epoch(at, within)
+            at = rest.taken(done)
+        return rest, done
 
-    def _within_epoch(self, at: Integers, stretches: list[Stretch]) -> tuple[Stage, int]:
+    def _within_epoch(self, at: Integers, stretches: list[Stretch]) -> tuple[Rest, int]:
         *earlier, last = stretches
         end, padded = self.counts * (last.epoch + 1), self.remainder == "pad"
-        stage = Stage(at, end, last.batch, last.world, padded, self.seed, last.epoch)
+        rest = Rest(at, end, last.batch, last.world, padded, self.seed, last.epoch)
         done = 0
         for each in [*(each for each in earlier if each.steps), last]:
-            if not stage.goes_on_as(each.batch, each.world, after=done):
-                at, done = stage.taken(done), 0
-            stage = Stage(at, end, each.batch, each.world, padded, self.seed, each.epoch)
+            if not rest.goes_on_as(each.batch, each.world, after=done):
+                at, done = rest.taken(done), 0
+            rest = Rest(at, end, each.batch, each.world, padded, self.seed, each.epoch)
             done += each.steps
-            if done > stage.steps:
-                raise ValueError(f"{each} is {done - stage.steps} steps longer than what was left of its epoch")
-        return stage, done
+            if done > rest.steps:
+                raise ValueError(f"{each} is {done - rest.steps} steps longer than what was left of its epoch")
+        return rest, done
 
     def _require_sense(self, stretches: list[Stretch]) -> None:
         if self.remainder not in get_args(Remainder):
