@@ -28,24 +28,7 @@ from kolors_kernel import BuildContext
 from kolors_kernel.cli import main
 
 BUCKETS = {"type": "sizes", "table": [[16, 16], [16, 32], [32, 16]]}
-KILLED = """
-import os, signal, sys
-from kolors_kernel import BuildContext
-from kolors_kernel.cli import main
-from kolors_zarr.config import ZarrSource
-from kolors_zarr.store import places
-
-write, left = places.Folder.write, [int(sys.argv.pop(1))]
-
-def write_until_killed(self, key, data):
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, key, data)
-
-places.Folder.write = write_until_killed
-sys.exit(main(sys.argv[1:]))
-"""
+KILLED = Path(__file__).with_name("run_until_killed.py")
 
 
 def pictures(count: int) -> dict[str, bytes]:
@@ -197,7 +180,7 @@ def test_a_recipe_that_cannot_be_run_is_one_clear_line(
 
 
 def start(file: Path, out: Path, *changes: str, killed_after: int | None = None) -> subprocess.Popen[str]:
-    program = ["-m", "kolors_kernel"] if killed_after is None else ["-c", KILLED, str(killed_after)]
+    program = ["-m", "kolors_kernel"] if killed_after is None else [str(KILLED), str(killed_after)]
     command = [sys.executable, *program, "run", str(file), "--out", str(out), *changes]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

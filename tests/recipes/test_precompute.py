@@ -26,22 +26,7 @@ from kolors_kernel.errors import RecipeError
 from kolors_kernel.values import NO_CAPTION, Sample, SampleRecord
 
 Write = Callable[..., Path]
-KILLED = """
-import os, signal, sys
-from kolors_kernel.cli import main
-from kolors_zarr.store import places
-
-write, left = places.Folder.write, [int(sys.argv.pop(1))]
-
-def write_until_killed(self, key, data):
-    left[0] -= 1
-    if left[0] < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, key, data)
-
-places.Folder.write = write_until_killed
-sys.exit(main(sys.argv[1:]))
-"""
+KILLED = Path(__file__).with_name("run_until_killed.py")
 
 
 def recipe(tiny: SimpleNamespace, **settings: Any) -> dict[str, Any]:
@@ -62,7 +47,7 @@ def kolors(tmp_path: Path) -> Callable[..., int]:
         words = ["run", str(path), "--out", str(out), *(word for each in settings for word in ("--set", each))]
         if after is None:
             return main(words)
-        command = [sys.executable, "-c", KILLED, str(after), *words]
+        command = [sys.executable, str(KILLED), str(after), *words]
         return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300).returncode
 
     return run
