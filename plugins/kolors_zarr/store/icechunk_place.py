@@ -1,4 +1,4 @@
-"""A place in an Icechunk repository, for a store that is seen changed as a whole. Needs Python 3.12 or newer.
+"""A place in an Icechunk repository, for a store that comes to be seen in steps. Needs Python 3.12 or newer.
 
     icechunk+file:///path            a folder
     icechunk+s3://bucket/prefix      a bucket; credentials and end point as `kolors_zarr.store.remote_places` says
@@ -8,11 +8,11 @@ of Icechunk as from any other place. Every other file, as the manifest, is a col
 
 Documents and chunks that are written wait for the next other file and come to be seen with it, in one commit: a part
 with its part row, a store with its manifest. Until then only this place has them, and it loses them when the process
-ends; a copy that goes to another process is without them. For a chunk that has no array yet, which Icechunk refuses,
-one of as many axes stands in until its document is written.
+ends; a copy that goes to another process is without them. What a commit that failed was of waits for the next. For a
+chunk that has no array yet, which Icechunk refuses, one of as many axes stands in until its document is written.
 
-Other files are read as they are now; documents and chunks as they were when this place last looked for another file,
-so that a store that is open stays as it is, even when it is cleared.
+Other files are read as they are now. Documents and chunks are read as they were at the first of them that was read
+after such a file, so that a store that is open stays as it is, even when it is cleared.
 
 In a folder Icechunk loses commits that are made at the same time, as it warns. Here they take turns by a lock in that
 folder, which holds between the processes of one machine; several machines need a bucket. A commit writes a list of all
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import errno
 import os
 import re
 import time
@@ -44,13 +45,12 @@ from kolors_zarr.store.manifest import Column
 from kolors_zarr.store.shard import encode_element, encode_shard, index_bytes
 
 T = TypeVar("T")
-_DOCUMENT = re.compile(r"(.+/)?zarr\.json")
 _CHUNK = re.compile(r"(.+)/c((?:/\d+)+)")
 _FILES = "files/"
-_MOST_SHARDS = 2**31
 _FILE = samples_document(Column(kind="bytes"), shards=1, shard_rows=1)
 _BEFORE, _AFTER = len(encode_element(b"")), 4 + index_bytes(1)
 """Bytes around those of a file in its shard of one row."""
+_MOST_SHARDS = 2**31
 _REFUSED = re.compile("AccessDenied|AccessKeyId|Signature|Token|Forbidden")
 """What is in the names of S3's errors about who may do what."""
 
@@ -58,14 +58,14 @@ _REFUSED = re.compile("AccessDenied|AccessKeyId|Signature|Token|Forbidden")
 class IcechunkPlace:
     """A place in a repository, which is made when it is first written to. Raises DataError for a URL of another kind.
 
-    Documents and chunks are read as they were in a `snapshot`, if one is given, until the first look for another file.
+    Documents and chunks are read as they were in a `snapshot`, if one is given, until another file is read.
     """
 
     def __init__(self, url: str, snapshot: str | None = None) -> None:
         with needs("icechunk", extra="icechunk", wanted_by=f"{url} on Python 3.12 or newer"):
             import icechunk
-        self.url = url.rstrip("/")
         _wait_at_exit()
+        self.url = url.rstrip("/")
         self._icechunk: Any = icechunk
         self._storage, self._turns = _storage(self._icechunk, self.url)
         self._repository: Any = None
@@ -81,7 +81,7 @@ class IcechunkPlace:
     def read(self, key: str) -> bytes:
         """Return an object."""
         with self._failures(key):
-            found = _get(self._session(key), _stored(key))
+            found = _get(self._session(key), _stored(key), [None])
         data = self._present(found[0], key)
         return data if _is_zarr(key) else data[_BEFORE:-_AFTER]
 
@@ -103,7 +103,7 @@ class IcechunkPlace:
     def write(self, key: str, data: bytes) -> None:
         """Store an object: a document or a chunk with the next other file, anything else at once."""
         if not _is_zarr(key):
-            self._commit("write", key, lambda draft: _put(draft, _stored(key), _row(data)))
+            self._commit("write", key, lambda draft: _put(draft, key, data))
             return
         with self._lock, self._failures(key):
             self._draft = self._draft or self._begin()
@@ -114,7 +114,7 @@ class IcechunkPlace:
         """Store an object in a commit that fails when another made the same."""
 
         def change(draft: Any) -> bool:
-            return not _has(self._newest(), _stored(key)) and _put(draft, _stored(key), _row(data))
+            return not _has(self._newest(), _stored(key)) and _put(draft, key, data)
 
         return self._commit("create", key, change)
 
@@ -140,13 +140,15 @@ class IcechunkPlace:
             self._commit("clear", prefix, change)
 
     def _session(self, key: str) -> Any:
+        if not _is_zarr(key):
+            self._seen = self._snapshot = None
+            return self._newest()
         with self._lock:
             if key in self._waiting:
                 return self._draft
-            if self._seen is None and self._snapshot is not None:
+            if self._seen is None and self._snapshot:
                 self._seen = self._open().readonly_session(snapshot_id=self._snapshot)
-            if self._seen is None or not _is_zarr(key):
-                self._seen = self._newest()
+            self._seen = self._seen or self._newest()
             return self._seen
 
     def _newest(self) -> Any:
@@ -177,10 +179,11 @@ class IcechunkPlace:
                         detector = self._icechunk.ConflictDetector()
                         draft.commit(f"{verb} {key}", rebase_with=detector, allow_empty=True)
                 except self._icechunk.ConflictError:
-                    self._draft = self._begin()
+                    anew = self._begin()
                     for each in self._waiting:
-                        for data in filter(None, _get(draft, each)):  # unless the change cleared it
-                            _put(self._draft, each, data)
+                        for data in filter(None, _get(draft, each, [None])):  # unless the change cleared it
+                            _put(anew, each, data)
+                    self._draft = anew
                 else:
                     self._draft = self._seen = self._snapshot = None
                     self._waiting.clear()
@@ -188,7 +191,7 @@ class IcechunkPlace:
 
     def _present(self, found: T | None, key: str) -> T:
         if found is None:
-            raise FileNotFoundError(f"{self.url}/{key}: there is no such object")
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", f"{self.url}/{key}")
         return found
 
     @contextmanager
@@ -197,13 +200,14 @@ class IcechunkPlace:
         try:
             yield
         except self._icechunk.IcechunkError as error:
-            what, where = str(error).split("\n")[0], f"{self.url}/{key}"
-            number = re.search(r"os error (\d+)", what)
-            if number:
-                raise OSError(int(number[1]), what, where) from error
-            missing = isinstance(error, self._icechunk.NotFoundError) or "NoSuchBucket" in what
-            refused = PermissionError if _REFUSED.search(what) else OSError
-            raise (FileNotFoundError if missing else refused)(f"{where}: {what}") from error
+            what = str(error).split("\n")[0]
+            named = re.search(r"os error (\d+)", what)
+            number = int(named[1]) if named else errno.EIO
+            if error.kind.endswith("not-found") or "NoSuchBucket" in what:
+                number = errno.ENOENT
+            elif _REFUSED.search(what):
+                number = errno.EACCES
+            raise OSError(number, what, f"{self.url}/{key}") from error
 
 
 def _storage(icechunk: Any, url: str) -> tuple[Any, AbstractContextManager[Any]]:
@@ -232,16 +236,11 @@ def _wait_at_exit() -> None:
 
 def _is_zarr(key: str) -> bool:
     """Tell whether a key is of a document or of a chunk."""
-    return bool(_DOCUMENT.fullmatch(key) or _CHUNK.fullmatch(key))
+    return key.split("/")[-1] == "zarr.json" or _CHUNK.fullmatch(key) is not None
 
 
 def _stored(key: str) -> str:
     return key if _is_zarr(key) else f"{_FILES}{key}/c/0"
-
-
-def _row(data: bytes) -> bytes:
-    """Return the shard of a file."""
-    return encode_shard([encode_element(data)], 1)
 
 
 def _keys(session: Any) -> Iterator[str]:
@@ -257,8 +256,12 @@ def _keys(session: Any) -> Iterator[str]:
             yield key.removeprefix(_FILES).removesuffix("/zarr.json")
 
 
-def _get(session: Any, stored: str, ranges: Sequence[RangeByteRequest | None] = (None,)) -> list[bytes | None]:
-    """Return an object of a session whole, or parts of it; None where it is not there."""
+def _has(session: Any, stored: str) -> bool:
+    return bool(sync(session.store.exists(stored)))
+
+
+def _get(session: Any, stored: str, ranges: Sequence[RangeByteRequest | None]) -> list[bytes | None]:
+    """Return parts of an object of a session, or for None the whole; None for each where it is not there."""
 
     async def asked() -> list[Any]:
         return await asyncio.gather(*(session.store.get(stored, default_buffer_prototype(), each) for each in ranges))
@@ -266,16 +269,14 @@ def _get(session: Any, stored: str, ranges: Sequence[RangeByteRequest | None] = 
     return [None if each is None else each.to_bytes() for each in sync(asked())]
 
 
-def _has(session: Any, stored: str) -> bool:
-    return bool(sync(session.store.exists(stored)))
-
-
-def _put(session: Any, stored: str, data: bytes) -> bool:
+def _put(session: Any, key: str, data: bytes) -> bool:
     """Set an object in a session, and before it the document of its array, which Icechunk wants to be there."""
+    stored, own = _stored(key), _is_zarr(key)
     chunk = _CHUNK.fullmatch(stored)
     if chunk and not _has(session, f"{chunk[1]}/zarr.json"):
         column = Column(kind="array", dtype="uint8", shape=(1,) * (chunk[2].count("/") - 1))
-        any_shards = samples_document(column, shards=_MOST_SHARDS, shard_rows=1)
-        _put(session, f"{chunk[1]}/zarr.json", _FILE if stored.startswith(_FILES) else any_shards)
-    sync(session.store.set(stored, default_buffer_prototype().buffer.from_bytes(data)))
+        stand_in = samples_document(column, shards=_MOST_SHARDS, shard_rows=1)
+        _put(session, f"{chunk[1]}/zarr.json", stand_in if own else _FILE)
+    content = data if own else encode_shard([encode_element(data)], 1)
+    sync(session.store.set(stored, default_buffer_prototype().buffer.from_bytes(content)))
     return True
