@@ -382,9 +382,14 @@ def test_a_published_store_is_not_written_again(tmp_path: Path, monkeypatch: pyt
         run(tmp_path, folder)
 
 
-def test_nothing_that_can_be_used_is_an_error_that_counts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there are no samples to store in .*2 inputs were refused"):
-        run(tmp_path, written(tmp_path / "in", {"a.png": b"x", "b.png": b"y"}))
+def test_nothing_that_can_be_used_is_an_error_with_reasons_and_the_recipe_can_be_mended(tmp_path: Path) -> None:
+    folder = written(tmp_path / "in", {"a.png": encoded(picture(9, 9)), "b.png": b"y"})
+    said = (
+        r"there are no samples to store: all 2 inputs were refused, the first are a.png: it is 9 x 9 .*; b.png: the pic"
+    )
+    with pytest.raises(DataError, match=said):
+        run(tmp_path, folder, buckets={**BUCKETS, "min_side": 10})
+    assert run(tmp_path, folder)["samples"] == 1
 
 
 def test_a_store_may_lie_behind_a_url(tmp_path: Path) -> None:

@@ -67,14 +67,19 @@ class ImportJob:
         scans = Folder(self._ctx.out / "scan")
         make = partial(scanner, self._recipe, self._ctx)
         verdicts = scan(inputs, workers, make=make, kept=Folder(scans.path / name))
+        refused = [Refused(each.name, why) for each, why in zip(inputs, verdicts, strict=True) if isinstance(why, str)]
         parts = parts_of(verdicts, most=self._recipe.shard, suffix=name)
+        if not parts:
+            first = "; ".join(f"{each.input}: {each.reason}" for each in refused[:3])
+            raise DataError(
+                f"there are no samples to store: all {len(refused)} inputs were refused, the first are {first}"
+            )
         tasks = [Task(part, [inputs[row] for row in part.rows]) for part in sink.missing(parts)]
         if len(tasks) < len(parts):
             logger.info("%d of %d parts were written before", len(parts) - len(tasks), len(parts))
         done = workers.map(partial(writer, self._recipe, self._ctx), tasks)
         for _ in counted(done, len(tasks), "wrote parts"):
             pass
-        refused = [Refused(each.name, why) for each, why in zip(inputs, verdicts, strict=True) if isinstance(why, str)]
         sink.publish(parts, refused=refused)
         scans.clear("")
         return report(Store(sink.place))
