@@ -19,9 +19,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kolors_zarr.store import index_writing
-from kolors_zarr.store.conditioning import form_of, pack, unpack_arrays
+from kolors_zarr.store.conditioning import Texts, form_of, pack, unpack_arrays
 from kolors_zarr.store.documents import group_document, index_document, samples_document
-from kolors_zarr.store.manifest import Column, Manifest
+from kolors_zarr.store.manifest import Column, Manifest, TextForm
 from kolors_zarr.store.parts import Refused
 from kolors_zarr.store.places import Folder, Place, exists, open_place
 from kolors_zarr.store.remote_places import FileSystem
@@ -297,6 +297,10 @@ def attention(tokens: np.ndarray, bias: np.ndarray, seed: int) -> np.ndarray:
     return result
 
 
+def unpacked(elements: list[bytes], form: TextForm) -> Texts:
+    return unpack_arrays(elements, form, lambda name, shape, dtype: np.empty(shape, dtype))
+
+
 biases = st.one_of(st.floats(-3, 3, width=32), st.just(-np.inf))
 
 
@@ -321,7 +325,7 @@ def test_attention_over_the_merged_rows_is_attention_over_all(
         torch.from_numpy(bias[None]) if biased else None,
     )
     longer = Conditioning(torch.ones(1, 13, 5, dtype=getattr(torch, dtype)).cumsum(1), whole.pooled)
-    merged = unpack_arrays([pack(whole), pack(longer)], form_of(whole))
+    merged = unpacked([pack(whole), pack(longer)], form_of(whole))
     assert merged.key_bias is not None
     assert merged.tokens.shape == (2, 13, 5)
     assert np.isfinite(merged.key_bias[0]).sum() == np.count_nonzero(np.diff(tokens[:, 0], prepend=np.nan)) or biased
@@ -336,7 +340,7 @@ def test_padded_prompts_become_their_tokens_and_one_row() -> None:
         return Conditioning(tokens, torch.zeros(1, 4).half())
 
     prompts = [prompt(count) for count in (0, 9, 20)]
-    merged = unpack_arrays([pack(each) for each in prompts], form_of(prompts[0]))
+    merged = unpacked([pack(each) for each in prompts], form_of(prompts[0]))
     assert merged.tokens.shape == (3, 21, 8)
     assert merged.key_bias is not None
     assert merged.key_bias.dtype == np.float32
@@ -349,7 +353,7 @@ def test_padded_prompts_become_their_tokens_and_one_row() -> None:
 def test_nothing_merged_and_nothing_padded_needs_no_bias() -> None:
     plain = Conditioning(torch.arange(12.0).reshape(1, 3, 4), torch.ones(1, 2))
     zero = replace(plain, key_bias=torch.zeros(1, 3))
-    merged = unpack_arrays([pack(plain), pack(zero)], form_of(plain))
+    merged = unpacked([pack(plain), pack(zero)], form_of(plain))
     assert merged.key_bias is None
     assert np.array_equal(merged.tokens, np.stack([plain.tokens[0].numpy()] * 2))
     assert np.array_equal(merged.pooled, np.ones((2, 2)))
@@ -357,13 +361,13 @@ def test_nothing_merged_and_nothing_padded_needs_no_bias() -> None:
 
 def test_rows_that_are_equal_in_value_but_not_in_bits_are_not_merged() -> None:
     signs = Conditioning(torch.tensor([[[0.0], [-0.0]]]), torch.ones(1, 1))
-    assert unpack_arrays([pack(signs)], form_of(signs)).tokens.shape == (1, 2, 1)
+    assert unpacked([pack(signs)], form_of(signs)).tokens.shape == (1, 2, 1)
 
 
 def test_bytes_that_are_no_conditioning_are_refused() -> None:
     whole = text("x")
     with pytest.raises(DataError, match=r"of \d+ bytes is not of rows of 6 and a pooled vector of 3 in float16"):
-        unpack_arrays([pack(whole)[:-1]], form_of(whole))
+        unpacked([pack(whole)[:-1]], form_of(whole))
 
 
 # The sink

@@ -77,12 +77,7 @@ def pack(conditioning: Conditioning) -> bytes:
     return b"".join(each.tobytes() for each in (tokens[starts], pooled, merged.astype("<f4")))
 
 
-def new_array(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return memory of its own for an array of `Texts`."""
-    return np.empty(shape, dtype)
-
-
-def unpack_arrays(elements: Sequence[bytes | memoryview], form: TextForm, new: New = new_array) -> Texts:
+def unpack_arrays(elements: Sequence[bytes | memoryview], form: TextForm, new: New) -> Texts:
     """Return the conditioning of a batch, one element a row, in the stored dtype, in arrays that `new` gives.
 
     Rows beyond a sample's are zeros with key bias -inf. `key_bias` is None when nothing was merged and nothing is

@@ -14,7 +14,8 @@ Answer = TypeVar("Answer")
 class Requests:
     """Asks for up to `at_once` things at a time and per call; nothing more is asked until an answer is taken.
 
-    Safe for several threads. With `at_once` 1 the caller's own thread does the work.
+    Safe for several threads. With `at_once` 1 the caller's own thread does the work. Where a `with` of it ends, so has
+    all that was asked.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -25,7 +26,7 @@ class Requests:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()  # after which nothing is on its way any more
+        self._pool.shutdown()
 
     def answers(self, ask: Callable[[Asked], Answer], things: Iterable[Asked]) -> Iterator[Answer]:
         """Yield what `ask` returns for each, in order."""

@@ -20,7 +20,7 @@ from kolors_zarr.store.layout import group_name
 from kolors_zarr.store.reading import Store
 from kolors_zarr.tools.lettering import Lettering
 from kolors_zarr.tools.sheets import GREY, INK, PALE, beside, blank, framed, stacked
-from kolors_zarr.tools.telling import counted
+from kolors_zarr.tools.telling import number_of
 
 logger = logging.getLogger(__name__)
 _AREA = 144 * 144
@@ -70,7 +70,7 @@ class _Scribe:
         places = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
         tiles = [self.tile(store, int(number), bucket.size, column) for number in bucket.at(places)]
         name = group_name(bucket.size)
-        return stacked([self.line(f"{name}   {counted(count, 'sample')}"), beside(tiles, gap=16)], gap=8)
+        return stacked([self.line(f"{name}   {number_of(count, 'sample')}"), beside(tiles, gap=16)], gap=8)
 
     def tile(self, store: Store, number: int, bucket: tuple[int, int], column: str) -> Image.Image:
         """Return a picture with its id and a caption; a grey one that says so where it is damaged."""

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from kolors_zarr.tools.census import ASPECTS, Census
 from kolors_zarr.tools.lettering import Lettering
 from kolors_zarr.tools.sheets import BLUE, GREY, INK, PALE, beside, blank, framed, stacked
-from kolors_zarr.tools.telling import counted
+from kolors_zarr.tools.telling import number_of
 
 _WIDTH = 560
 """Of a column of panels, in pixels."""
@@ -64,9 +64,9 @@ class _Brush:
         draw = ImageDraw.Draw(sheet)
         name = self.large.ending(self.large.readable(census.store), width)
         draw.text((0, 0), name, INK, self.large.font)
-        told = f"{counted(census.samples, 'sample')} in {counted(len(census.buckets), 'bucket')}"
+        told = f"{number_of(census.samples, 'sample')} in {number_of(len(census.buckets), 'bucket')}"
         if census.refused:
-            told += f"; {counted(census.refused, 'input')} refused"
+            told += f"; {number_of(census.refused, 'input')} refused"
         draw.text((0, 36), told, GREY, self.plain.font)
         return sheet
 

@@ -11,8 +11,8 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def lines(census: Census) -> Iterator[str]:
     """Yield a census as text for a terminal."""
-    shards = counted(census.shards, "shard")
-    yield f"{census.store}: {counted(census.samples, 'sample')} in {shards} of up to {census.shard_rows}"
+    shards = number_of(census.shards, "shard")
+    yield f"{census.store}: {number_of(census.samples, 'sample')} in {shards} of up to {census.shard_rows}"
     yield from _buckets(census)
     for example, count in census.no_bucket.items():
         yield f"  {count:,} have none, as {example}"
@@ -39,7 +39,7 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def counted(count: int, word: str) -> str:
+def number_of(count: int, word: str) -> str:
     """Return a number of things in words: 1 sample, 2,000 samples."""
     return f"{count:,} {word}{'s' * (count != 1)}"
 
@@ -57,7 +57,7 @@ def _tag(name: str, tag: Tag) -> str:
 
 def _buckets(census: Census) -> Iterator[str]:
     epoch, every = census.epoch, census.epoch.buckets
-    ranks, steps = counted(epoch.world, "rank"), counted(epoch.steps, "step")
+    ranks, steps = number_of(epoch.world, "rank"), number_of(epoch.steps, "step")
     yield f"an epoch in batches of {epoch.batch} on {ranks}: {steps}, {epoch.full_steps:,} of them full"
     yield f"  {'height x width':<24} {'samples':>13} {'full batches':>22} {'left over':>10} {'padded slots':>13}"
     together = {column: sum(row[column] for row in every.values()) for column in next(iter(every.values()))}
