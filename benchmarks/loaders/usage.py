@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,10 +34,13 @@ def memory() -> Mapping[str, float]:
 
 def descendants(pid: int) -> Iterator[int]:
     """Yield the processes below one."""
+    children = ""
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (thread / "children").read_text().split()):
-            yield child
-            yield from descendants(child)
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            children += (thread / "children").read_text()
+    for child in map(int, children.split()):
+        yield child
+        yield from descendants(child)
 
 
 def _clock(pid: int) -> float:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from benchmarks.loaders.check import Check
 from benchmarks.loaders.contender import Contender, Failed, Process
 from benchmarks.loaders.map_style import Order
 from benchmarks.loaders.source import Source, captions, prepare
-from benchmarks.loaders.usage import cpu_seconds, memory
+from benchmarks.loaders.usage import cpu_seconds, descendants, memory
 from benchmarks.report import Note
 
 FIGURES = {"samples_s": 1.0, "cpu_us": 1.0, "first_ms": 1.0, "private_mb": 1.0, "unshared_mb": 1.0, "rss_mb": 1.0}
@@ -116,6 +119,13 @@ sys.stdin.read()
     assert cpu_seconds() - cpu >= 0.3
     assert after["private_mb"] - before["private_mb"] >= 50
     assert after["rss_mb"] - before["rss_mb"] >= 50
+
+
+def test_processes_are_found_while_threads_come_and_go() -> None:
+    with ThreadPoolExecutor(1) as pool, subprocess.Popen([sys.executable, "-S"], stdin=subprocess.PIPE) as child:
+        coming = pool.submit(lambda: [Thread(target=int).start() for _ in range(500)])
+        while not coming.done():
+            assert child.pid in descendants(os.getpid())
 
 
 def test_a_loader_that_is_not_installed_says_what_to_install(latents: Source) -> None:
