@@ -219,6 +219,14 @@ def test_a_text_that_cannot_be_read_costs_its_picture_only(tmp_path: Path) -> No
     assert stored(tmp_path) == {"good.png": data}
 
 
+def test_the_log_names_what_was_refused_though_its_name_has_a_line_separator(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = written(tmp_path / "in", {"a.png": encoded(picture(20, 20)), "b\u2028c.png": b"no picture"})
+    assert run(tmp_path, folder)["refused"] == 1
+    assert "  b\u2028c.png: the picture of " in caplog.text
+
+
 def test_pictures_without_a_caption_are_kept_and_counted_or_refused(tmp_path: Path) -> None:
     folder = folder_of_many(tmp_path / "in")
     kept = run(tmp_path / "keep", folder, data=TEXTS)

@@ -22,8 +22,8 @@ from kolors_zarr.store import index_writing
 from kolors_zarr.store.conditioning import Texts, form_of, pack, unpack_arrays
 from kolors_zarr.store.documents import group_document, index_document, samples_document
 from kolors_zarr.store.manifest import Column, Manifest, TextForm
-from kolors_zarr.store.parts import Refused
 from kolors_zarr.store.places import Folder, Place, exists, open_place
+from kolors_zarr.store.refused import Refused
 from kolors_zarr.store.remote_places import FileSystem
 from kolors_zarr.store.shard import encode_element, encode_shard
 from kolors_zarr.store.sink import ZarrStoreSink

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from kolors_zarr.importing.progress import counted
 from kolors_zarr.importing.scan import Piece, fingerprint, scan
 from kolors_zarr.importing.steps import Verdicts
 from kolors_zarr.store.layout import MANIFEST, REFUSED, group_name
-from kolors_zarr.store.parts import Refused
 from kolors_zarr.store.places import Folder, exists, open_place
 from kolors_zarr.store.reading import Store
+from kolors_zarr.store.refused import Refused, refused_of
 from kolors_zarr.store.sink import ZarrStoreSink
 
 if TYPE_CHECKING:
@@ -171,9 +170,8 @@ def report(store: Store) -> Mapping[str, float]:
     logger.info("samples by caption: %s", _counts({**keys, "none at all": bare}))
     if manifest.refused:
         logger.warning("%d inputs were refused, listed in %s/%s:", manifest.refused, store.place.url, REFUSED)
-        for line in store.place.read(REFUSED).decode().splitlines()[:_SHOWN]:
-            each = json.loads(line)
-            logger.warning("  %s: %s", each["input"], each["reason"])
+        for each in refused_of(store.place, manifest)[:_SHOWN]:
+            logger.warning("  %s: %s", each.input, each.reason)
     return {"samples": store.samples, "refused": manifest.refused, "without_caption": bare}
 
 

@@ -15,17 +15,10 @@ from kolors_zarr.store.columns import caption_keys, columns_of, holds, sizes_of,
 from kolors_zarr.store.layout import MOST_CAPTIONS, part_key, shard_key
 from kolors_zarr.store.manifest import Column, TextForm, sealed, unsealed
 from kolors_zarr.store.places import Place
+from kolors_zarr.store.refused import Refused
 from kolors_zarr.store.shard import encode_shard, index_checksum
 
 Numbers = NDArray[np.uint16]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An input that is left out of a store, and why."""
-
-    input: str
-    reason: str
 
 
 @dataclass(frozen=True)

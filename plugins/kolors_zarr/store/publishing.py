@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 
@@ -29,8 +27,9 @@ from kolors_zarr.store.layout import (
     part_key,
 )
 from kolors_zarr.store.manifest import Column, Group, Manifest, TextForm
-from kolors_zarr.store.parts import PartRow, Refused
+from kolors_zarr.store.parts import PartRow
 from kolors_zarr.store.places import Place
+from kolors_zarr.store.refused import Refused, lines_of
 from kolors_zarr.store.requests import Requests
 
 _AT_ONCE = 16
@@ -151,8 +150,7 @@ def _read(place: Place, part: tuple[str, int]) -> PartRow:
 def _objects(manifest: Manifest, index: Index, refused: Sequence[Refused]) -> Iterator[tuple[str, bytes]]:
     """Yield keys and contents of the index, of all that zarr needs to find it and the samples, and what was refused."""
     if refused:
-        lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in refused)
-        yield REFUSED, "".join(lines).encode()
+        yield REFUSED, lines_of(refused)
     yield "zarr.json", group_document({ATTRIBUTE: {"version": VERSION}})
     buckets = (f"{SAMPLES}/{group.name}" for group in manifest.groups)
     for key in (SAMPLES, INDEX, f"{INDEX}/{manifest.edition}", *buckets):

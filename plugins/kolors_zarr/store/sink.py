@@ -8,10 +8,11 @@ from functools import cached_property
 from kolors_kernel.errors import DataError
 from kolors_kernel.values import Part, Sample
 from kolors_zarr.store.layout import MANIFEST, PARTS, part_key
-from kolors_zarr.store.parts import Refused, write_part
+from kolors_zarr.store.parts import write_part
 from kolors_zarr.store.places import Place, exists, writing
 from kolors_zarr.store.plan import PLAN, Plan, begin
 from kolors_zarr.store.publishing import publish
+from kolors_zarr.store.refused import Refused
 
 _KEPT = "what is finished stays for the next run"
 

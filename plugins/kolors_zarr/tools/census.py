@@ -11,17 +11,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kolors_kernel.errors import DataError, RecipeError
+from kolors_kernel.errors import RecipeError
 from kolors_zarr.buckets.assign import Bucketing
 from kolors_zarr.loading.report import Report
 from kolors_zarr.loading.selection import Bucket, select
 from kolors_zarr.order.plan import Plan
-from kolors_zarr.store.damage import REMEDY, read_needed
-from kolors_zarr.store.layout import OBJECT, REFUSED, TAG, group_name, group_size
-from kolors_zarr.store.manifest import Manifest
-from kolors_zarr.store.parts import Refused
-from kolors_zarr.store.places import Place
+from kolors_zarr.store.layout import OBJECT, TAG, group_name, group_size
 from kolors_zarr.store.reading import Store
+from kolors_zarr.store.refused import refused_of
 
 ASPECTS = 2.0 ** np.linspace(-2.0625, 2.0625, 34)
 """Limits of the classes of aspect ratio, an eighth of an octave each; 1:1 is in the middle of one."""
@@ -194,21 +191,6 @@ def _reasons(store: Store, top: int) -> list[Reason]:
         counts[reason] += 1
         examples.setdefault(reason, each.input)
     return [Reason(reason, count, examples[reason]) for reason, count in counts.most_common(top)]
-
-
-def refused_of(place: Place, manifest: Manifest) -> list[Refused]:
-    """Return the inputs that a store's writer left out. Raises DataError when their list is missing or damaged."""
-    if not manifest.refused:
-        return []
-    try:
-        found = [Refused(**json.loads(line)) for line in read_needed(place, REFUSED).splitlines()]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{place.url}/{REFUSED} is damaged: {error}; {REMEDY}") from error
-    if len(found) != manifest.refused:
-        raise DataError(
-            f"{place.url}/{REFUSED} has {len(found)} lines, and the manifest says {manifest.refused}; {REMEDY}"
-        )
-    return found
 
 
 def _epoch(buckets: Mapping[str, int], *, batch: int, world: int) -> Epoch:

@@ -17,7 +17,7 @@ from kolors_zarr.store.index_reading import read_chunk
 from kolors_zarr.store.layout import INDEX, OBJECT, REFUSED, SAMPLES, TAG, chunk_key, column_key, index_key
 from kolors_zarr.store.manifest import Manifest
 from kolors_zarr.store.places import Place
-from kolors_zarr.tools.census import refused_of
+from kolors_zarr.store.refused import refused_of
 
 Check: TypeAlias = Callable[[], object]
 _DOCUMENT = "zarr.json"
