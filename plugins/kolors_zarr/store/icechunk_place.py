@@ -15,8 +15,10 @@ Other files are read as they are now. Documents and chunks are read as they were
 after such a file, so that a store that is open stays as it is, even when it is cleared.
 
 In a folder Icechunk loses commits that are made at the same time, as it warns. Here they take turns by a lock in that
-folder, which holds between the processes of one machine; several machines need a bucket. A commit writes a list of all
-arrays anew, one for each part among them. What is cleared or replaced stays in the history, and takes room, until
+folder, which holds between the processes of one machine; several machines need a bucket.
+
+Every commit stays in the history with a list of all arrays, one for each part among them, so that 2,000 parts leave
+some 400 MB of it, and twice as many four times that. That, and what is cleared or replaced, takes room until
 Icechunk's `expire_snapshots` and `garbage_collect` remove it.
 """
 
