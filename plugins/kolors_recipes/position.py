@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -12,6 +13,8 @@ from kolors_kernel.protocols import DataSource
 if TYPE_CHECKING:
     from kolors_kernel.values import Batch
     from kolors_recipes.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 class SupportsElastic(DataSource, Protocol):
@@ -79,6 +82,10 @@ class Position:
                     f"stage '{stage}' was stopped on {self.share[1]} ranks, and its data source can only go on with as "
                     "many, in the same batches"
                 )
+            if ranks.first:
+                was, new = (f"batches of {batch} on {world} ranks" for batch, world in (self.share, now))
+                at = f"step {self.batch} of epoch {self.epoch}"
+                logger.info("%s: went to %s in %s; the rest goes on in %s", stage, at, was, new)
             self.before.append((self.epoch, *self.share, self.batch))
             self.batch = 0
         self.share, self.fingerprint = now, fingerprint

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -100,6 +101,18 @@ def test_a_finished_run_goes_on_when_its_last_stage_gets_more_steps(
     run(path, tmp_path / "parts", stages__1__steps=1)
     assert run(path, tmp_path / "parts")["steps"] == 7
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_goes_on_in_other_batches_says_so(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tiny.train())
+    run(path, tmp_path, stages__1__steps=1)
+    with caplog.at_level(logging.INFO):
+        run(path, tmp_path, stages__1__data__batch=3)
+    (said,) = (message for message in caplog.messages if "the rest goes on" in message)
+    assert "went to step 1 of epoch 0 in batches of " in said
+    assert said.endswith(" on 1 ranks; the rest goes on in batches of 3 on 1 ranks")
 
 
 def test_a_run_of_another_recipe_is_not_gone_on_with(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
