@@ -2,7 +2,7 @@
 
     kolors run demo_train_autoencoder
     python scripts/pack_demo_weights.py runs/demo_train_autoencoder/weights plugins/kolors_demo/weights
-    kolors run demo_precompute --out runs/latents32 --set data.resolution=32     # and so on, as in demo_train.yaml
+    kolors run demo_precompute --out runs/latents32 --set data.buckets.side=32     # and so on, as in demo_train.yaml
     kolors run demo_train
     python scripts/pack_demo_weights.py runs/demo_train/weights plugins/kolors_demo/weights
 

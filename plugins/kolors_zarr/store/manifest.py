@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-from google_crc32c import value as crc32c
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from kolors_kernel.errors import DataError
+from kolors_zarr.store.checksums import crc32c
 from kolors_zarr.store.layout import VERSION
 
 ColumnKind = Literal["string", "bytes", "array"]

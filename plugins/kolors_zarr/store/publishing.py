@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 
-from google_crc32c import value as crc32c
-
 from kolors_kernel.errors import DataError
-from kolors_zarr.store.checksums import CHECKSUM_BYTES
+from kolors_zarr.store.checksums import CHECKSUM_BYTES, crc32c
 from kolors_zarr.store.documents import group_document, index_document, samples_document
 from kolors_zarr.store.index_writing import Index
 from kolors_zarr.store.layout import (

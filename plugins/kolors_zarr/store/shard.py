@@ -6,9 +6,8 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-from google_crc32c import value as crc32c
 
-from kolors_zarr.store.checksums import CHECKSUM_BYTES
+from kolors_zarr.store.checksums import CHECKSUM_BYTES, crc32c
 from kolors_zarr.store.layout import ABSENT
 
 _ELEMENT = struct.Struct("<II")
