@@ -1,4 +1,4 @@
-"""This project's zarr source, checksums on: read ahead by `threads` or `processes`, one thread where none is asked for.
+"""This project's zarr source, checksums on: read ahead by `threads` or `processes`, or when asked for.
 
 Both captions are taken out of the records, since every peer delivers both; `chosen` delivers the one that its caption
 mix chooses, which is what a training gets. `reader` asks the store for encoded pictures, which the source decodes.
@@ -65,7 +65,7 @@ def epochs(store: Path, setting: Setting) -> Epochs:
         buckets=OwnBuckets(table=_sizes(setting)),
         batch=setting.size,
         captions=Mix(dropout=0),
-        threads=max(setting.workers, 1),
+        threads=setting.workers,
         processes=setting.workers if setting.option.startswith("processes") else 0,
     ).build(BuildContext())
     deliver = _chosen if setting.option.endswith("chosen") else _both
@@ -103,4 +103,4 @@ class Reader:
         """Return the samples of these numbers."""
         texts = [self.store.read_strings(CAPTION + key, numbers) for key in ("en_original", "zh_synthetic")]
         original, synthetic = (list(map(str, each)) for each in texts)
-        return pack("bytes", self.store.read_bytes("image", numbers), original, synthetic)
+        return pack("bytes", self.store.read_views("image", numbers), original, synthetic)
