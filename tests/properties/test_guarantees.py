@@ -6,9 +6,10 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kolors_zarr.config import ZarrSource
 from kolors_zarr.loading.source import ZarrDataSource
+from kolors_zarr.store import reading
+from kolors_zarr.store.places import Folder, open_place
 from kolors_zarr.store.writing import write_store
 from kolors_zarr.tiny import temporary_path
 from PIL import Image
@@ -271,3 +274,46 @@ def test_g7_the_caption_given_is_on_record_and_what_is_missing_is_counted(batch:
     lacking = sum(i % 4 == 0 for i in range(len(IDS)))
     assert report.lacking == {"caption": 0, "zh": 0, "en": 0, "original": 0, "synthetic": lacking}
     assert report.captions == {key: len(IDS) - lacking * ("synthetic" in key) for key in KEYS}
+
+
+def test_g7_shares_of_the_captions_given_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    loading = source(latents(), captions={"dropout": 0, "synthetic": 0})
+    for epoch in range(2):
+        list(loading.batches(seed=0, epoch=epoch))
+    (said,) = [record.message for record in caplog.records if "captions of the first epoch" in record.message]
+    shares = dict(re.findall(r"(\w+) ([\d.]+)%", said))
+    assert shares.keys() == {"zh_original", "en_original"}
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.2)
+
+
+def test_g7_what_no_sample_has_is_counted_too() -> None:
+    record = SampleRecord("alone", (8, 8), {"en_original": "text"})
+    path = temporary_path()
+    write_store(path, [Sample(record, latents=torch.zeros(1, 8, 8).half())])
+    assert source(str(path), pictures="latents").report().lacking == {"caption": 0, "en": 0, "original": 0} | {
+        "zh": 1,
+        "synthetic": 1,
+    }
+
+
+@pytest.mark.parametrize("made", [latents, photographs])
+def test_g8_batches_are_the_same_from_any_place_and_by_zarr_itself(
+    made: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"pictures": "latents"} if made is latents else {"buckets": {"type": "sizes", "table": SIZES}}
+    folder, memory = Folder(Path(made())), open_place(f"memory://g8-{made.__name__}")
+    for key in folder.keys(""):
+        memory.write(key, folder.read(key))
+    found = [source(made(), batch=5), source(memory.url, batch=5, **settings)]
+    monkeypatch.setattr(reading, "reason_to_fall_back", lambda *_, **__: "to compare")
+    found.append(source(made(), batch=5))
+    one, *others = (list(each.batches(seed=1, epoch=2)) for each in found)
+    for other in others:
+        for wanted, batch in zip(one, other, strict=True):
+            content, same = (b.latents if made is latents else b.images for b in (wanted, batch))
+            assert content is not None and same is not None
+            assert torch.equal(content, same)
+            assert torch.equal(wanted.size, batch.size) and torch.equal(wanted.weight, batch.weight)
+            assert wanted.captions == batch.captions
+            assert list(wanted.records) == list(batch.records)

@@ -24,6 +24,8 @@ Named: TypeAlias = tuple[str, SampleFilter]
 """A filter and what a recipe calls it."""
 _AT_ONCE = 1 << 20
 """Samples that are looked at together."""
+_WORDS = frozenset({"zh", "en", "original", "synthetic"})
+"""What captions are chosen by, whether a store has them or not."""
 _RECORDS = 4096
 """Records that are in memory together."""
 
@@ -181,5 +183,5 @@ def _count_captions(store: Store, kept: Mask, report: Report) -> None:
     keys = store.manifest.captions
     report.captions = {key: report.selected - without([key]) for key in keys}
     report.lacking["caption"] = without(keys)
-    for word in sorted({word for key in keys for word in key.split("_")}):
+    for word in sorted(_WORDS | {word for key in keys for word in key.split("_")}):
         report.lacking[word] = without([key for key in keys if word in key.split("_")])

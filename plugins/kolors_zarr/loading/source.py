@@ -47,7 +47,7 @@ class ZarrDataSource:
         report: Report,
     ) -> None:
         self.store, self.mix, self.batch = filler.store, filler.mix, batch
-        self.fingerprint = _fingerprint(filler, buckets)
+        self.fingerprint = _fingerprint(filler, buckets, remainder)
         self._buckets, self._remainder, self._weights, self._pinned = buckets, remainder, weights, pinned
         self._quarantine, self._report = Quarantine(quarantine, store=report.store), report
         slot_bytes = max(filler.bytes_of(batch, bucket.size) for bucket in buckets)
@@ -60,6 +60,7 @@ class ZarrDataSource:
         stored = filler.without_text()
         self._stored = Threads(stored, count=threads, slot_bytes=slot_bytes, pinned=new_slot)
         self._said = ""
+        self._said_chosen = False
         self._log_bound()
 
     def report(self) -> Report:
@@ -110,6 +111,8 @@ class ZarrDataSource:
                 counted = zip(done.keys, batch.weight.tolist(), strict=False)
                 self._report.chosen.update(key for key, weight in counted if weight)
                 yield batch
+        if rank == 0:
+            self._log_chosen()
 
     def parts(self, most: int) -> list[Part]:
         """Return the selected samples as stored, in parts of up to `most` from one bucket each."""
@@ -165,10 +168,18 @@ class ZarrDataSource:
             logger.info("%s: %s", self._report.store, text)
             self._said = text
 
+    def _log_chosen(self) -> None:
+        chosen = self._report.chosen
+        if chosen and not self._said_chosen:
+            shares = [f"{key} {count / chosen.total():.1%}" for key, count in sorted(chosen.items())]
+            logger.info("%s: captions of the first epoch: %s", self._report.store, ", ".join(shares))
+            self._said_chosen = True
 
-def _fingerprint(filler: Filler, buckets: Sequence[Bucket]) -> str:
-    """Return a short text for the store and what is selected of it; another one means another order."""
+
+def _fingerprint(filler: Filler, buckets: Sequence[Bucket], remainder: Remainder) -> str:
+    """Return a short text for the store, what is selected of it and its remainder; another one means another order."""
     digest = blake2b(filler.store.manifest.to_bytes(), digest_size=6, person=b"kolors order")
+    digest.update(remainder.encode())
     for bucket in buckets:
         digest.update(f"{bucket.size}".encode())
         rows = bucket.numbers  # a range is all of a group: nothing has to be written out for it
