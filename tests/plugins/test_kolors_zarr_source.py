@@ -331,6 +331,7 @@ def test_what_was_found_is_reported_once(caplog: pytest.LogCaptureFixture) -> No
         "11 of 11 samples, 8x8 (11)",
         messages[1].split(": ", 1)[1],
         "3 steps an epoch, 1 copies of weight 0",
+        "captions of the first epoch: en_synthetic 54.5%, zh_original 45.5%",
     ]
     assert source.report().lacking == {"caption": 0, "en": 0, "original": 0, "synthetic": 0, "zh": 0}
     assert source.report().captions == {"en_synthetic": 11, "zh_original": 11}
@@ -344,7 +345,7 @@ def test_pictures_without_captions_have_the_empty_one_and_are_counted(
         source = build(tmp_path / "s", batch=1)
     (batch,) = source.batches(seed=0, epoch=0)
     assert (batch.captions, batch.keys) == ([""], [NO_CAPTION])
-    assert source.report().lacking == {"caption": 1}
+    assert source.report().lacking == dict.fromkeys(("caption", "en", "original", "synthetic", "zh"), 1)
     assert "captions: no caption (1)" in caplog.text
 
 
