@@ -48,9 +48,10 @@ class AutoencoderConfig(ComponentConfig, Builds["protocols.Autoencoder"]):
 
 
 class BackboneConfig(ComponentConfig):
-    """Predicts the noise in a latent (2)."""
+    """Predicts the noise in a latent (2); `trains` is False where what is built has no gradients."""
 
     kind: ClassVar[str] = "backbone"
+    trains: ClassVar[bool] = True
 
     def misfit(self, conditioning: ConditioningSpec, latents: LatentSpec) -> str | None:
         """Say why this backbone cannot take such inputs, or return None; reads at most a config.json."""

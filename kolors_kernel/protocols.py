@@ -53,7 +53,7 @@ class Backbone(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
         """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
-        -> [B, C, h, w], in the dtype of `noisy`.
+        -> [B, C, h, w], in the dtype of `noisy`, which has the given channels behind where there are any.
         """
 
 
@@ -77,11 +77,18 @@ class Solver(Protocol):
     """Kind solver; the number of steps and their spacing live in its config."""
 
     def solve(
-        self, denoise: Denoise, noise: Tensor, schedule: NoiseSchedule, *, generator: Generator | None = None
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        *,
+        generator: Generator | None = None,
+        latents: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w].
-
-        Knows the schedule only by the length of `alpha_bar` and by `coefficients`, so any schedule works.
+        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], knowing the schedule only by the length of
+        `alpha_bar` and by `coefficients`. Given `latents` [B, C, h, w], walk the last `strength` of the steps from
+        them, diffused with the noise to where that part begins; strength in (0, 1].
         """
 
 
@@ -113,20 +120,16 @@ class CaptionMix(Protocol):
     """Kind caption_mix."""
 
     def choose(self, record: SampleRecord, *, seed: int, epoch: int) -> str:
-        """Return the key of the caption a sample is trained with in this epoch, or NO_CAPTION when it is dropped.
-
-        A pure function: the same record, seed and epoch give the same key.
-        """
+        """Return the key of the caption a sample is trained with in this epoch, or NO_CAPTION when it is dropped; the
+        same record, seed and epoch give the same key."""
 
 
 class DataSource(Protocol):
     """Kind data_source."""
 
     def batches(self, *, seed: int, epoch: int, rank: int = 0, world: int = 1, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of one epoch, the first `skip` left out at no cost.
-
-        All order comes from (seed, epoch): resuming is `skip`, and no loader state is ever stored.
-        """
+        """Yield the batches of one epoch, the first `skip` left out at no cost; all order comes from (seed, epoch), so
+        resuming is `skip`, and no loader state is ever stored."""
 
 
 class SupportsParts(Protocol):
@@ -216,10 +219,8 @@ class Workers(Protocol):
     """Kind workers."""
 
     def map(self, make: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield each item with what a worker made of it, as they finish.
-
-        `make` is called once in each worker and returns the function; it and the items can be pickled.
-        """
+        """Yield each item with what a worker made of it, as they finish; `make`, which can be pickled as the items
+        can, is called once in each worker and returns the function."""
 
 
 class Observer(Protocol):

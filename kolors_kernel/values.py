@@ -29,7 +29,7 @@ NO_CAPTION = "empty"
 
 @dataclass(frozen=True)
 class ConditioningSpec:
-    """The shape of a text encoder's output: `tokens` rows of `width`, and a pooled vector of `pooled`."""
+    """The shape of a text encoder's output: at most `tokens` rows of `width`, and a pooled vector of `pooled`."""
 
     tokens: int
     width: int
@@ -38,10 +38,12 @@ class ConditioningSpec:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """The shape of an autoencoder's latents: `channels` at 1/`downscale` of the picture's side."""
+    """The shape of latents: `channels` at 1/`downscale` of the picture's side; in inpainting a backbone reads `given`
+    channels more, which it does not predict."""
 
     channels: int
     downscale: int
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a data set that one worker does in one go, under a name fit for a file.
-
-    `rows` are the source's numbers of its samples; `size` is the height and width their pictures are brought to.
-    """
+    """A piece of a data set that one worker does in one go, under a name fit for a file: `rows` are the source's
+    numbers of its samples; `size` is the height and width their pictures are brought to."""
 
     name: str
     size: tuple[int, int]

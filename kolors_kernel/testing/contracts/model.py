@@ -237,10 +237,13 @@ class BackboneContract(ComponentContract[BackboneConfig]):
         assert_close(backbone.predict(noisy, timesteps, counted, size), wanted)
 
     def test_gradients_reach_every_weight(self, tmp_path: Path) -> None:
-        """Training moves all of it, and the noisy latent's gradient is there for adapters."""
+        """Training moves all of it, and the noisy latent's gradient is there for adapters; unless it never trains."""
         backbone, (noisy, timesteps, text, size) = self.build(tmp_path), self.inputs()
-        backbone.module.requires_grad_(True)
         noisy.requires_grad_(True)
+        if not self.config.trains:
+            assert not backbone.predict(noisy, timesteps, text, size).requires_grad
+            return
+        backbone.module.requires_grad_(True)
         assert_trainable(backbone.module, backbone.predict(noisy, timesteps, text, size))
         assert noisy.grad is not None
 
