@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kolors_sdxl.architecture import UNetShape, unet_to_layout
+from kolors_sdxl.remembering import TextKeys
 from kolors_sdxl.unet import UNet
 from kolors_weights.modules import fit, without_weights
 from kolors_weights.reading import find_weights, read_state
@@ -31,19 +32,25 @@ class SDXLUNetBackbone:
         self.module: nn.Module = module
         self.shape = shape
         self.predicts: Literal["epsilon", "v"] = predicts
+        self._text_keys = TextKeys(module)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
         """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
         -> [B, C, h, w], in the dtype of `noisy`.
 
-        Computed in the dtype of the weights. A key bias is added to the scores of the text rows.
+        Computed in the dtype of the weights. A key bias is added to the scores of the text rows. What is attended to
+        of the text is computed once for a text, which is recognised by its tensor, where no gradients are wanted.
         """
-        dtype = next(self.module.parameters()).dtype
-        bias = conditioning.key_bias
-        mask = None if bias is None else bias[:, None, None, :].to(dtype)
-        tokens, pooled = conditioning.tokens.to(dtype), conditioning.pooled.to(dtype)
-        out: Tensor = self.module(noisy.to(dtype), timesteps, tokens, pooled, size, mask)
+        dtype, bias = self._dtype, conditioning.key_bias
+        # In float32 whatever the net computes in: the log of a count loses a percent in bfloat16.
+        mask = None if bias is None else bias[:, None, None, :].to(torch.promote_types(dtype, torch.float32))
+        context = self._text_keys(conditioning.tokens, dtype)
+        out: Tensor = self.module(noisy.to(dtype), timesteps, context, conditioning.pooled.to(dtype), size, mask)
         return out.to(noisy.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
 
     def save(self, folder: Path) -> None:
         """Write config.json and the weights as the released folders have them; diffusers reads them too."""

@@ -5,9 +5,9 @@ The sums that a released layout would divide by 1.0 are not divided: 159 fewer o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,12 @@ def norm_silu(op: GroupNormSiLU, norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return op(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
+Keys: TypeAlias = tuple[Tensor, Tensor]
+"""What rows attend to: keys and values, [B, A, L, E] each."""
+
+
 class AttentionLayer(nn.Module):
-    """Multi-head attention from rows [B, N, C] to context rows [B, L, D], or to themselves."""
+    """Multi-head attention from rows [B, N, C] to the keys of context rows [B, L, D], or to their own."""
 
     def __init__(self, channels: int, heads: int, *, context: int | None, bias: bool, op: Attention) -> None:
         super().__init__()
@@ -92,11 +96,14 @@ class AttentionLayer(nn.Module):
         self.to_v = nn.Linear(context or channels, channels, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """`mask` is added to the scores and broadcasts to [B, A, N, L]."""
-        context = x if context is None else context
-        q, k, v = (self._split(rows) for rows in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        out: Tensor = self.to_out(self.op(q, k, v, mask).transpose(1, 2).flatten(2))
+    def keys(self, context: Tensor) -> Keys:
+        """Context rows [B, L, D] -> their keys and values."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def forward(self, x: Tensor, keys: Keys | None = None, mask: Tensor | None = None) -> Tensor:
+        """`mask` is added to the scores and broadcasts to [B, A, N, L]; the rows attend to themselves without keys."""
+        k, v = self.keys(x) if keys is None else keys
+        out: Tensor = self.to_out(self.op(self._split(self.to_q(x)), k, v, mask).transpose(1, 2).flatten(2))
         return out
 
     def _split(self, rows: Tensor) -> Tensor:
@@ -140,10 +147,10 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, op=ops.geglu)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, N, C], context [B, L, D], additive mask [B, 1, 1, L] or None -> [B, N, C]."""
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, N, C], the text's keys k and v [B, A, L, E], additive mask [B, 1, 1, L] or None -> [B, N, C]."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context, mask)
+        x = x + self.attn2(self.norm2(x), (k, v), mask)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
@@ -161,11 +168,11 @@ class Transformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, C, h, w], context [B, L, D], additive mask [B, 1, 1, L] or None."""
+    def forward(self, x: Tensor, context: Iterator[Keys], mask: Tensor | None) -> Tensor:
+        """x [B, C, h, w], the text's keys for each layer in turn, additive mask [B, 1, 1, L] or None."""
         rows = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [B, N, C]
         for layer in self.transformer_blocks:
-            rows = self.run(layer, rows, context, mask)
+            rows = self.run(layer, rows, *next(context), mask)
         out: Tensor = x + self.proj_out(rows).transpose(1, 2).view(x.shape)
         return out
 

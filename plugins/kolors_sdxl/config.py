@@ -67,10 +67,10 @@ class SDXLUNet(BackboneConfig):
     def misfit(self, conditioning: ConditioningSpec, latents: LatentSpec) -> str | None:
         """Say why this net cannot take such inputs, or return None; reads at most a config.json."""
         shape, name = self._shape(conditioning, latents), self.path or self.type
-        if {shape.channels, shape.out_channels} != {latents.channels}:
+        if (shape.channels, shape.out_channels) != (latents.channels + latents.given, latents.channels):
             return (
-                f"{name} takes latents of {shape.channels} channels and predicts {shape.out_channels}, but the "
-                f"autoencoder's have {latents.channels}"
+                f"{name} {_latents_of(shape)}, but the autoencoder's have {latents.channels} and the recipe gives "
+                f"{latents.given} more"
             )
         if self.context_projection == "new":
             return None
@@ -112,12 +112,19 @@ class SDXLUNet(BackboneConfig):
             return unet_from_layout(read_config(self.path), where=self.path / "config.json")
         architecture = self.architecture or UNetArchitecture()
         width = conditioning.width if architecture.text_projection else architecture.cross_attention_width
-        return UNetShape(architecture, width, conditioning.pooled, latents.channels, latents.channels)
+        return UNetShape(architecture, width, conditioning.pooled, latents.channels + latents.given, latents.channels)
 
     def _way_out(self, conditioning: ConditioningSpec) -> str:
         if self.path is not None:
             return "set context_projection: new"
         return f"set architecture.text_projection: true or architecture.cross_attention_width: {conditioning.width}"
+
+
+def _latents_of(shape: UNetShape) -> str:
+    """Say what latents a net takes."""
+    given = shape.channels - shape.out_channels
+    kind = f"an inpainting net, which is given {given} channels beside" if given > 0 else "no inpainting net and takes"
+    return f"is {kind} latents of {shape.channels - max(given, 0)} channels and predicts {shape.out_channels}"
 
 
 class SDXLVAE(AutoencoderConfig):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kolors_sdxl.blocks import Downsample, Ops, ResnetBlock, Transformer, Upsample, norm_silu
+from kolors_sdxl.blocks import (
+    AttentionLayer,
+    Downsample,
+    Keys,
+    Ops,
+    ResnetBlock,
+    Transformer,
+    TransformerLayer,
+    Upsample,
+    norm_silu,
+)
 
 if TYPE_CHECKING:
     from kolors_sdxl.architecture import UNetArchitecture, UNetShape
@@ -33,23 +44,46 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(a.groups, self.first, a.norm_eps)
         self.conv_out = nn.Conv2d(self.first, shape.out_channels, 3, padding=1)
 
+    def context(self, tokens: Tensor) -> list[Keys]:
+        """Text rows [B, L, D] -> what each transformer layer attends to of them, in the order the layers run.
+
+        The same at every step, so that a caller may keep it for as long as text and weights stay as they are.
+        """
+        rows = tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(tokens)
+        return [attention.keys(rows) for attention in self._text_attentions()]
+
+    def text_weights(self) -> list[Tensor]:
+        """Return the weights that `context` depends on."""
+        readers = [part for attention in self._text_attentions() for part in (attention.to_k, attention.to_v)]
+        projection = [] if self.encoder_hid_proj is None else [self.encoder_hid_proj]
+        return [weight for part in (*projection, *readers) for weight in part.parameters()]
+
+    def _text_attentions(self) -> list[AttentionLayer]:
+        return [layer.attn2 for layer in self.modules() if isinstance(layer, TransformerLayer)]
+
     def forward(
-        self, x: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor, size: Tensor, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: list[Keys],
+        pooled: Tensor,
+        size: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """x [B, C, h, w], timesteps [B], tokens [B, L, D], pooled [B, P], size [B, 6], additive mask [B, 1, 1, L]
+        """x [B, C, h, w], timesteps [B], what `context` gives, pooled [B, P], size [B, 6], additive mask [B, 1, 1, L]
         or None -> [B, C_out, h, w].
         """
         time = self.time_embedding(waves(timesteps, self.first).to(x.dtype))
         sizes = waves(size.flatten(), self.size_width).view(len(size), -1).to(x.dtype)
         embedding = F.silu(time + self.add_embedding(torch.cat([pooled, sizes], dim=1)))
-        context = tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(tokens)
+        keys = iter(context)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, embedding, context, mask, skips)
-        x = self.mid_block(x, embedding, context, mask)
+            x = block(x, embedding, keys, mask, skips)
+        x = self.mid_block(x, embedding, keys, mask)
         for block in self.up_blocks:
-            x = block(x, embedding, context, mask, skips)
+            x = block(x, embedding, keys, mask, skips)
         out: Tensor = self.conv_out(norm_silu(self.ops.group_norm_silu, self.conv_norm_out, x))
         return out
 
@@ -93,9 +127,9 @@ class _Level(nn.Module):
             for _ in range(transformers if layers else 0)
         )
 
-    def attend(self, index: int, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, index: int, x: Tensor, keys: Iterator[Keys], mask: Tensor | None) -> Tensor:
         """Apply the transformer of this index, if this resolution has any."""
-        return self.attentions[index](x, context, mask) if self.attentions else x
+        return self.attentions[index](x, keys, mask) if self.attentions else x
 
 
 class _Down(_Level):
@@ -106,10 +140,10 @@ class _Down(_Level):
         self.downsamplers = None if last else nn.ModuleList([Downsample(channels)])
 
     def forward(
-        self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor | None, skips: list[Tensor]
+        self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None, skips: list[Tensor]
     ) -> Tensor:
         for index, resnet in enumerate(self.resnets):
-            x = self.attend(index, self.run(resnet, x, embedding), context, mask)
+            x = self.attend(index, self.run(resnet, x, embedding), keys, mask)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -118,8 +152,8 @@ class _Down(_Level):
 
 
 class _Middle(_Level):
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.attend(0, self.run(self.resnets[0], x, embedding), context, mask)
+    def forward(self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None) -> Tensor:
+        x = self.attend(0, self.run(self.resnets[0], x, embedding), keys, mask)
         return self.run(self.resnets[1], x, embedding)
 
 
@@ -129,11 +163,11 @@ class _Up(_Level):
         self.upsamplers = nn.ModuleList([Upsample(a.block_channels[level])]) if level else None
 
     def forward(
-        self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor | None, skips: list[Tensor]
+        self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None, skips: list[Tensor]
     ) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = self.run(resnet, torch.cat([x, skips.pop()], dim=1), embedding)
-            x = self.attend(index, x, context, mask)
+            x = self.attend(index, x, keys, mask)
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, tuple(skips[-1].shape[2:]))
         return x

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kolors_sdxl.blocks import AttentionLayer, ResnetBlock, Upsample, norm_silu
+from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import Attention, GroupNormSiLU
@@ -139,8 +139,8 @@ class _PixelAttention(AttentionLayer):
         super().__init__(channels, 1, context=None, bias=True, op=op)
         self.group_norm = nn.GroupNorm(groups, channels, _EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        rows = super().forward(self.group_norm(x).flatten(2).transpose(1, 2), context, mask)  # [B, N, C]
+    def forward(self, x: Tensor, keys: Keys | None = None, mask: Tensor | None = None) -> Tensor:
+        rows = super().forward(self.group_norm(x).flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
         return x + rows.transpose(1, 2).view(x.shape)
 
 

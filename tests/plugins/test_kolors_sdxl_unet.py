@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, unet_from_layout, unet_to_layout
 from kolors_sdxl.backbone import SDXLUNetBackbone
-from kolors_sdxl.blocks import Ops
+from kolors_sdxl.blocks import AttentionLayer, Ops
 from kolors_sdxl.config import SDXLUNet
 from kolors_sdxl.unet import UNet
 from torch import Tensor, nn
@@ -138,6 +140,137 @@ def test_one_row_with_a_key_bias_stands_for_many_equal_rows(released: Path) -> N
         unbiased = ours.predict(noisy, t, text, size)
     assert error(merged, wanted) <= 1e-12
     assert error(unbiased, wanted) > 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_text_is_read_once_for_all_steps(released: Path, dtype: str) -> None:
+    ours, (noisy, t, text, size) = load(released, dtype), inputs(torch.float32)
+    reads: list[Tensor] = []
+    projection = ours.module.get_submodule("encoder_hid_proj")
+    projection.register_forward_hook(lambda module, taken, given: reads.append(given))
+    first = ours.predict(noisy, t, text, size)
+    assert torch.equal(ours.predict(noisy, t, Conditioning(text.tokens, text.pooled), size), first)
+    assert len(reads) == 1
+    assert torch.equal(ours.predict(noisy, t, Conditioning(text.tokens.clone(), text.pooled), size), first)
+    assert len(reads) == 2
+
+
+def _write(ours: SDXLUNetBackbone, text: Conditioning) -> None:
+    text.tokens.add_(1.0)
+
+
+def _train(ours: SDXLUNetBackbone, text: Conditioning) -> None:
+    weight = ours.module.get_parameter("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+
+
+def _load(ours: SDXLUNetBackbone, text: Conditioning, *, assign: bool = False) -> None:
+    ours.module.load_state_dict({k: 2 * v for k, v in ours.module.state_dict().items()}, assign=assign)
+
+
+def _assign(ours: SDXLUNetBackbone, text: Conditioning) -> None:
+    _load(ours, text, assign=True)
+
+
+def _round(ours: SDXLUNetBackbone, text: Conditioning) -> None:
+    ours.module.to(torch.bfloat16).to(torch.float32)
+
+
+def _wrap(ours: SDXLUNetBackbone, text: Conditioning) -> None:
+    attention: Any = ours.module.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2")
+    narrow = len(attention.to_v.weight)
+    attention.to_v = nn.Sequential(attention.to_v, nn.Linear(narrow, narrow))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [_write, _train, _load, _assign, _round, _wrap])
+def test_no_key_outlives_a_change(released: Path, change: Callable[[SDXLUNetBackbone, Conditioning], None]) -> None:
+    ours, (noisy, t, text, size) = load(released), inputs(torch.float32)
+    before = ours.predict(noisy, t, text, size)
+    change(ours, text)
+    after = ours.predict(noisy, t, text, size)
+    fresh = ours.predict(noisy, t, Conditioning(text.tokens.clone(), text.pooled), size)
+    assert torch.equal(after, fresh)
+    assert not torch.equal(after, before)
+
+
+def test_keys_are_neither_kept_for_nor_taken_from_a_pass_with_gradients(released: Path) -> None:
+    ours, (noisy, t, text, size) = load(released), inputs(torch.float32)
+    with torch.no_grad():
+        ours.predict(noisy, t, text, size)
+    for _ in range(2):
+        ours.module.zero_grad()
+        ours.predict(noisy, t, text, size).sum().backward()
+        gradient = ours.module.get_parameter("encoder_hid_proj.weight").grad
+        assert gradient is not None and gradient.abs().sum() > 0
+
+
+def test_keys_of_one_precision_do_not_serve_another(released: Path) -> None:
+    ours, (noisy, t, text, size) = load(released), inputs(torch.float32)
+    with torch.no_grad():
+        wanted = ours.predict(noisy, t, text, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert 0 < error(ours.predict(noisy, t, text, size), wanted) < 5e-2
+        assert torch.equal(ours.predict(noisy, t, text, size), wanted)
+    with torch.inference_mode():
+        assert torch.equal(ours.predict(noisy, t, Conditioning(text.tokens + 0, text.pooled), size), wanted)
+
+
+class MaskSpy:
+    """Attention that keeps the masks it is given."""
+
+    def __init__(self, op: Any) -> None:
+        self.op = op
+        self.masks: list[Tensor] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.masks += [] if mask is None else [mask]
+        out: Tensor = self.op(q, k, v, mask)
+        return out
+
+
+@torch.no_grad()
+def test_the_log_of_a_count_reaches_attention_unrounded_in_bfloat16(released: Path) -> None:
+    ours, (noisy, t, text, size) = load(released, "bfloat16"), inputs(torch.float32)
+    attentions = [m for m in ours.module.modules() if isinstance(m, AttentionLayer)]
+    spy = MaskSpy(attentions[0].op)
+    for attention in attentions:
+        attention.op = spy
+    bias = torch.zeros(2, TEXT.tokens)
+    bias[:, 0] = math.log(226)
+    ours.predict(noisy, t, Conditioning(text.tokens, text.pooled, bias), size)
+    assert len(spy.masks) == len(attentions) // 2
+    counts = [round(float(mask.double().exp()[0, 0, 0, 0]), 3) for mask in spy.masks]
+    assert set(counts) == {226.0}
+    assert abs(float(bias.bfloat16().double().exp()[0, 0]) - 226) > 1  # what rounding would have made of it
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_inpainting_net_predicts_what_diffusers_predicts(tmp_path: Path, dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    net = peer(in_channels=9).to(kind)
+    net.save_pretrained(tmp_path)
+    given = LatentSpec(channels=4, downscale=8, given=5)
+    ours = SDXLUNet(path=tmp_path).build(BuildContext(dtype=dtype), conditioning=TEXT, latents=given)
+    _, t, text, size = inputs(kind)
+    noisy = torch.randn(2, 9, 12, 8, generator=torch.Generator().manual_seed(5), dtype=kind)
+    with torch.no_grad():
+        found = ours.predict(noisy, t, text, size)
+    assert found.shape == (2, 4, 12, 8)
+    assert error(found, ask_peer(net, noisy, t, text, size)) <= {"float32": 1e-5, "float64": 1e-9}[dtype]
+
+
+def test_says_which_net_is_an_inpainting_net(released: Path, tmp_path: Path) -> None:
+    given = LatentSpec(channels=4, downscale=8, given=5)
+    said = str(SDXLUNet(path=released).misfit(TEXT, given))
+    assert "no inpainting net" in said and "5" in said and str(released) in said
+    peer(in_channels=9).save_pretrained(tmp_path)
+    said = str(SDXLUNet(path=tmp_path).misfit(TEXT, LATENTS))
+    assert "an inpainting net" in said and "5" in said and str(tmp_path) in said
+    assert SDXLUNet(path=tmp_path).misfit(TEXT, given) is None
+    assert SDXLUNet.tiny().misfit(TEXT, given) is None
 
 
 def test_runs_in_bfloat16_and_answers_in_the_dtype_asked(released: Path) -> None:
@@ -270,8 +403,6 @@ def test_refuses_nets_it_would_compute_wrongly(tmp_path: Path) -> None:
     peer(act_fn="gelu").save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json describes another net: act_fn is 'gelu', only 'silu'"):
         SDXLUNet(path=tmp_path).misfit(TEXT, LATENTS)
-    peer(in_channels=9).save_pretrained(tmp_path)
-    assert "9" in str(SDXLUNet(path=tmp_path).misfit(TEXT, LATENTS))
 
 
 def test_names_every_key_that_is_missing_extra_or_misshapen(released: Path, tmp_path: Path) -> None:
