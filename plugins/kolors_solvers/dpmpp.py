@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Generator, Tensor
 
 from kolors_kernel.protocols import Denoise, NoiseSchedule
@@ -21,15 +20,22 @@ class DPMpp2MSolver:
         self.spacing = spacing
 
     def solve(
-        self, denoise: Denoise, noise: Tensor, schedule: NoiseSchedule, *, generator: Generator | None = None
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        *,
+        generator: Generator | None = None,
+        latents: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype.
+        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype; or walk the last `strength` of
+        the steps from the `latents` given, diffused with it.
 
         Half types are stepped in float32. Nothing is drawn from the generator. Raises ValueError when the steps do not
-        fit on the schedule.
+        fit on the schedule, or when the strength leaves none.
         """
-        walk = self.spacing.walk(schedule)
-        x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        walk, x = self.spacing.begin(noise, schedule, scaled=False, latents=latents, strength=strength)
         before: Level | None = None
         picture_before = x  # read only once there is a level before
         for timestep, here, there in zip(walk.timesteps, walk.levels, walk.levels[1:], strict=False):

@@ -30,19 +30,25 @@ class FirstOrderSolver:
         self.eta = eta
 
     def solve(
-        self, denoise: Denoise, noise: Tensor, schedule: NoiseSchedule, *, generator: Generator | None = None
+        self,
+        denoise: Denoise,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        *,
+        generator: Generator | None = None,
+        latents: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype.
+        """Carry unit Gaussian noise [B, C, h, w] to latents [B, C, h, w], in its dtype; or walk the last `strength` of
+        the steps from the `latents` given, diffused with it.
 
         Half types are stepped in float32. Raises ValueError when eta is above 0 and there is no generator to draw from,
-        or when the steps do not fit on the schedule.
+        when the steps do not fit on the schedule, or when the strength leaves none.
         """
         if self.eta > 0 and generator is None:
             raise ValueError(f"steps with eta {self.eta:g} add fresh noise and need a generator to draw it from")
-        walk = self.spacing.walk(schedule)
-        x = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        if self.start == "scaled":
-            x = x * walk.levels[0].noise
+        scaled = self.start == "scaled"
+        walk, x = self.spacing.begin(noise, schedule, scaled=scaled, latents=latents, strength=strength)
         for timestep, here, there in zip(walk.timesteps, walk.levels, walk.levels[1:], strict=False):
             eps = denoise(x.to(noise.dtype), x.new_full((len(x),), timestep)).to(x.dtype)
             fresh = self.eta * _ancestral(here, there)

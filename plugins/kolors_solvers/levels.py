@@ -36,6 +36,21 @@ class Walk:
     timesteps: list[float]
     levels: list[Level]
 
+    def last(self, strength: float) -> Walk:
+        """Return the last `strength` of the steps, a part of a step left out, as diffusers counts them.
+
+        Raises ValueError unless strength is in (0, 1] and leaves a step.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength {strength:g} must be above 0 and at most 1, which is the whole walk")
+        steps = len(self.timesteps)
+        left = int(steps * strength)
+        if left == 0:
+            raise ValueError(
+                f"strength {strength:g} leaves none of {steps} steps; give at least {1 / steps:.2g}, or more steps"
+            )
+        return Walk(self.timesteps[steps - left :], self.levels[steps - left :])
+
 
 @dataclass(frozen=True)
 class Spacing:
@@ -70,6 +85,23 @@ class Spacing:
                 f"go {', '.join(f'{t:g}' for t in timesteps[:3].tolist())} ... {timesteps[-1]:g}; take fewer steps"
             )
         return Walk(timesteps.tolist(), _levels(schedule, timesteps))
+
+    def begin(
+        self, noise: Tensor, schedule: NoiseSchedule, *, scaled: bool, latents: Tensor | None, strength: float
+    ) -> tuple[Walk, Tensor]:
+        """Return the walk and what it begins with, [B, C, h, w] in float32 at least.
+
+        That is the unit noise, `scaled` to its share in the first level or as it is; or, on the last `strength` of the
+        steps, the `latents` [B, C, h, w] diffused to the first of these. Raises ValueError for steps that do not fit
+        on the schedule, a strength that leaves none, and a strength below 1 without latents.
+        """
+        walk = self.walk(schedule).last(strength)
+        x = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        if latents is not None:
+            return walk, walk.levels[0].signal * latents.to(x) + walk.levels[0].noise * x
+        if strength < 1:
+            raise ValueError(f"strength {strength:g} needs latents to begin from; without any it is 1")
+        return walk, x * walk.levels[0].noise if scaled else x
 
     def _timesteps(self, length: int) -> Tensor:
         """Return the timesteps [N] float64, falling."""

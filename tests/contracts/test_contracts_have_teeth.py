@@ -67,10 +67,10 @@ def failing(contract: ComponentContract[Any], config: Any, folder: Path) -> set[
     failed = set()
     for name, test in tests.items():
         dtype = "float32" if isinstance(contract, TextEncoderContract) else torch.float32
-        offered: dict[str, Any] = {"tmp_path": folder, "dtype": dtype, "prompt": "", "shape": (2, 6)}
+        offered: dict[str, Any] = {"tmp_path": folder, "dtype": dtype, "prompt": "", "shape": (2, 6), "strength": 0.0}
         try:
             test(**{key: offered[key] for key in inspect.signature(test).parameters})
-        except AssertionError:
+        except (AssertionError, ExceptionGroup, pytest.fail.Exception):  # Hypothesis groups several faults
             failed.add(name)
     return failed
 
@@ -127,7 +127,16 @@ class Lazy(SolverConfig):
 
 
 class LazySolver:
-    def solve(self, denoise: Any, noise: Tensor, schedule: Any, *, generator: Any = None) -> Tensor:
+    def solve(
+        self,
+        denoise: Any,
+        noise: Tensor,
+        schedule: Any,
+        *,
+        generator: Any = None,
+        latents: Any = None,
+        strength: float = 1.0,
+    ) -> Tensor:
         for t in range(len(schedule.alpha_bar) - 1, 0, -1):
             here, there = (torch.full((len(noise),), at) for at in (t, t - 1))
             epsilon = denoise(noise, here)
@@ -141,6 +150,15 @@ class LazySolver:
 def test_a_solver_that_stops_early_is_caught(tmp_path: Path) -> None:
     found = failing(SolverContract(), Lazy(), tmp_path)
     assert "test_finds_the_picture_on_any_schedule" in found
+
+
+def test_a_solver_that_pays_no_heed_to_given_latents_is_caught(tmp_path: Path) -> None:
+    found = failing(SolverContract(), Lazy(), tmp_path)
+    assert {
+        "test_a_strength_walks_the_end_of_the_way_from_given_latents",
+        "test_given_latents_are_diffused_with_the_noise",
+        "test_a_strength_that_leaves_no_step_is_refused",
+    } <= found
 
 
 class Tanh(GEGLUConfig):

@@ -167,3 +167,49 @@ def test_dpmpp_2m_agrees_with_diffusers(spacing: Any, dtype: torch.dtype, steps:
 def test_dpmpp_2m_with_karras_sigmas_agrees_with_diffusers(dtype: torch.dtype, steps: int, length: int) -> None:
     peer = peer_of(DPMSolverMultistepScheduler, length, timestep_spacing="leading", use_karras_sigmas=True)
     agree(DPMpp2M(steps=steps, spacing="karras"), peer, steps, length, dtype)
+
+
+def picture_latents(dtype: torch.dtype) -> Tensor:
+    return torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(4), dtype=dtype) * 0.8
+
+
+def peer_solve_from(peer: Any, steps: int, strength: float, noise: Tensor, **step_settings: Any) -> Tensor:
+    """Sample from `picture_latents` as the peers' image-to-image pipelines do."""
+    peer.set_timesteps(steps)
+    start = max(steps - min(int(steps * strength), steps), 0)
+    timesteps = peer.timesteps[start:]
+    if hasattr(peer, "set_begin_index"):
+        peer.set_begin_index(start)
+    x = peer.add_noise(picture_latents(noise.dtype), noise, timesteps[:1].repeat(len(noise)))
+    for timestep in timesteps:
+        eps = fake(peer.scale_model_input(x, timestep), timestep.expand(len(x)))
+        x = peer.step(eps, timestep, x, **step_settings).prev_sample
+    return x
+
+
+# 0.58 * 50 is 28.999999999999996: a part of a step is left out, here and there.
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.3), (50, 0.58), (25, 0.999), (7, 1.0), (25, 0.05)])
+@pytest.mark.parametrize(
+    ("config", "peer", "settings"),
+    [
+        (Euler(), EulerDiscreteScheduler, {"timestep_spacing": "leading"}),
+        (Euler(spacing="trailing"), EulerDiscreteScheduler, {"timestep_spacing": "trailing"}),
+        (Euler(spacing="karras"), EulerDiscreteScheduler, {"timestep_spacing": "linspace", "use_karras_sigmas": True}),
+        (EulerAncestral(), EulerAncestralDiscreteScheduler, {"timestep_spacing": "leading"}),
+        (DDIM(), DDIMScheduler, {"timestep_spacing": "leading", "clip_sample": False}),
+        (DPMpp2M(spacing="leading"), DPMSolverMultistepScheduler, {"timestep_spacing": "leading"}),
+        (DPMpp2M(spacing="trailing"), DPMSolverMultistepScheduler, {"timestep_spacing": "trailing"}),
+        (DPMpp2M(), DPMSolverMultistepScheduler, {"timestep_spacing": "leading", "use_karras_sigmas": True}),
+    ],
+    ids=lambda value: f"{value.type} {value.spacing}" if isinstance(value, SolverConfig) else "",
+)
+def test_the_last_part_of_the_steps_from_given_latents_agrees_with_diffusers(
+    config: Any, peer: Any, settings: dict[str, Any], steps: int, strength: float
+) -> None:
+    noise, schedule = unit_noise(torch.float32), SCHEDULES[1100].build(BuildContext())
+    ancestral = {"generator": draws()} if config.type == "euler_ancestral" else {}
+    wanted = peer_solve_from(peer_of(peer, 1100, **settings), steps, strength, noise, **ancestral)
+    solver = config.model_copy(update={"steps": steps}).build(BuildContext())
+    latents = picture_latents(torch.float32)
+    found = solver.solve(fake, noise, schedule, generator=draws(), latents=latents, strength=strength)
+    assert relative(found, wanted) < FLOAT32_TABLES

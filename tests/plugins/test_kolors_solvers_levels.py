@@ -111,6 +111,48 @@ def test_leading_spacing_never_sees_pure_noise_and_is_not_moved() -> None:
     assert timesteps_of(Spacing(25, "leading"), ZeroTerminalSNR(of=RELEASED))[0] == 1057
 
 
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [(0.05, r"strength 0\.05 leaves none of 10 steps; give at least 0\.1"), (1.5, "at most 1"), (0.0, "above 0")],
+)
+def test_a_strength_that_leaves_no_step_is_refused(strength: float, message: str) -> None:
+    solver = Euler(steps=10).build(BuildContext())
+    noise = torch.zeros(1, 4, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        solver.solve(lambda x, t: x, noise, schedule_of(RELEASED), latents=noise, strength=strength)
+
+
+def test_a_strength_without_latents_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strength 0\.5 needs latents to begin from"):
+        DPMpp2M().build(BuildContext()).solve(
+            lambda x, t: x, torch.zeros(1, 4, 2, 2), schedule_of(RELEASED), strength=0.5
+        )
+
+
+def share_of_the_mean_that_is_lost(solver: SolverConfig) -> float:
+    """Draw pictures whose pixels are all Gaussian around 1 with variance 0.3, for which the exact noise is known."""
+    schedule = schedule_of(RELEASED)
+
+    def denoise(x: Tensor, timesteps: Tensor) -> Tensor:
+        signal, noise = (c.view(-1, 1, 1, 1) for c in schedule.coefficients(timesteps))
+        return noise * (x - signal) / (signal**2 * 0.3 + noise**2)
+
+    found = solver.build(BuildContext()).solve(denoise, torch.zeros(1, 1, 1, 1, dtype=torch.float64), schedule)
+    return 1 - float(found)
+
+
+# A walk begins with noise alone. Where the first level still has some picture in it, that much of the mean is missing.
+@pytest.mark.parametrize(
+    ("solver", "lost"),
+    [(Euler(steps=50), 0.0206), (Euler(steps=25), 0.0229), (DPMpp2M(spacing="leading"), 0.0246)],
+    ids=lambda value: f"{value.type} {value.steps}" if isinstance(value, SolverConfig) else "",
+)
+def test_trailing_and_karras_spacing_use_the_end_that_leading_never_visits(solver: Any, lost: float) -> None:
+    assert share_of_the_mean_that_is_lost(solver) == pytest.approx(lost, abs=1e-4)
+    for spacing in ("trailing", "karras"):
+        assert share_of_the_mean_that_is_lost(solver.model_copy(update={"spacing": spacing})) < 0.9 * lost
+
+
 def first_input(config: SolverConfig, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     seen: list[Tensor] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ class NoiseScheduleContract(ComponentContract[NoiseScheduleConfig]):
 class SolverContract(ComponentContract[SolverConfig]):
     """What every solver promises."""
 
-    def solve(self, schedule: NoiseSchedule, seed: int = 0) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def solve(self, schedule: NoiseSchedule, seed: int = 0, **start: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Solve for a data set of one known picture; return what came out, the picture, and the timesteps asked for.
 
         With one picture x_0 the exact noise is (x_t - signal * x_0) / noise scale, so every solver must find x_0.
@@ -91,7 +92,7 @@ class SolverContract(ComponentContract[SolverConfig]):
         before = noise.clone()
         generator = torch.Generator().manual_seed(seed)
         solver = self.config.build(BuildContext(dtype="float64"))
-        found = solver.solve(denoise, noise, schedule, generator=generator)
+        found = solver.solve(denoise, noise, schedule, generator=generator, **start)
         assert torch.equal(noise, before), "solve changed the noise it was given"
         return found, picture, asked
 
@@ -150,6 +151,43 @@ class SolverContract(ComponentContract[SolverConfig]):
         ]
         assert torch.equal(*found)
         assert torch.equal(state, torch.get_rng_state())
+
+    @examples(10)
+    @given(alpha_bar=alpha_bars(), strength=st.sampled_from([0.5, 0.75, 1.0]))
+    def test_a_strength_walks_the_end_of_the_way_from_given_latents(self, alpha_bar: Tensor, strength: float) -> None:
+        """A tiny solver has at least two steps; the latents are not changed, and the picture is found from any."""
+        schedule, latents = TableSchedule(alpha_bar), noise_like(2, 4, 4, 6, seed=11)
+        before = latents.clone()
+        found, picture, asked = self.solve(schedule, latents=latents, strength=strength)
+        whole = [float(t[0]) for t in self.solve(schedule)[2]]
+        assert torch.equal(latents, before), "solve changed the latents it was given"
+        assert [float(t[0]) for t in asked] == whole[len(whole) - int(len(whole) * strength) :]
+        torch.testing.assert_close(found, picture, rtol=0, atol=1e-6)
+
+    def test_given_latents_are_diffused_with_the_noise(self) -> None:
+        """The first x_t asked for is signal * latents + noise scale * noise."""
+        schedule = TableSchedule(torch.linspace(0.99, 0.01, 50, dtype=torch.float64))
+        noise, latents, seen = noise_like(2, 4, 2, 6), noise_like(2, 4, 2, 6, seed=5), list[tuple[Tensor, Tensor]]()
+
+        def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            seen.append((noisy.clone(), timesteps))
+            return noisy * 0.5
+
+        solver, generator = self.config.build(BuildContext(dtype="float64")), torch.Generator().manual_seed(0)
+        solver.solve(denoise, noise, schedule, generator=generator, latents=latents, strength=0.5)
+        noisy, timesteps = seen[0]
+        signal, scale = (c.view(-1, 1, 1, 1) for c in schedule.coefficients(timesteps))
+        torch.testing.assert_close(noisy, signal * latents + scale * noise, rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("strength", [0.0, -0.5, 1.01, float("nan"), 1e-9])
+    def test_a_strength_that_leaves_no_step_is_refused(self, strength: float) -> None:
+        """As are those that are no share at all."""
+        with pytest.raises(ValueError, match="strength"):
+            self.solve(
+                TableSchedule(torch.linspace(0.99, 0.01, 50, dtype=torch.float64)),
+                latents=noise_like(2, 4, 4, 6),
+                strength=strength,
+            )
 
 
 class GuidanceContract(ComponentContract[GuidanceConfig]):
