@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from kolors_kernel.errors import RunError
 from kolors_weights.writing import write_file
 
 logger = logging.getLogger(__name__)
+_ABOUT = "kolors_prompt_cache"  # the one piece of metadata: safetensors puts several in any order
 _OURS = re.compile(r"\.?[0-9a-f]{64}\.safetensors(\..+)?")  # and what a writer that was killed left
 
 
@@ -65,10 +67,13 @@ class Entries:
     def put(self, key: str, prompt: str, entry: Entry) -> None:
         """Keep an entry, in place of one that may be there. Raises RunError when it cannot be written."""
         tensors = _tensors(entry)
-        said = json.dumps(entry.said)
-        readable = prompt.encode(errors="replace").decode()  # for who opens the file; the key stands for the prompt
-        metadata = {"prompt": readable, "said": said, "digest": _digest(key, tensors, said)}
-        write_file(self._file(key), lambda file: file.write_bytes(save(tensors, metadata)))
+        about = {
+            "prompt": prompt.encode(errors="replace").decode(),  # for who opens the file; the key stands for it
+            "said": entry.said,
+            "digest": _digest(key, tensors, entry.said),
+        }
+        content = save(tensors, {_ABOUT: json.dumps(about, ensure_ascii=False)})
+        write_file(self._file(key), lambda file: file.write_bytes(content))
 
     def prune(self) -> None:
         """Remove the entries that were not asked for longest, until the rest takes at most `keep` bytes."""
@@ -90,10 +95,11 @@ class Entries:
 
 def _parse(content: bytes, key: str) -> Entry:
     tensors = load(content)
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    if metadata["digest"] != _digest(key, tensors, metadata["said"]):
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    about = json.loads(header["__metadata__"][_ABOUT])
+    if about["digest"] != _digest(key, tensors, about["said"]):
         raise ValueError("its checksum is not the one of its contents")
-    return Entry(tensors["tokens"], tensors["pooled"], tensors.get("key_bias"), tuple(json.loads(metadata["said"])))
+    return Entry(tensors["tokens"], tensors["pooled"], tensors.get("key_bias"), tuple(about["said"]))
 
 
 def _tensors(entry: Entry) -> dict[str, Tensor]:
@@ -101,8 +107,8 @@ def _tensors(entry: Entry) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
 
 
-def _digest(key: str, tensors: dict[str, Tensor], said: str) -> str:
-    found = hashlib.sha256(f"{key} {said}".encode())
+def _digest(key: str, tensors: dict[str, Tensor], said: Sequence[str]) -> str:
+    found = hashlib.sha256(json.dumps([key, said]).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
