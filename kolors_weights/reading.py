@@ -15,6 +15,9 @@ from kolors_kernel.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kolors_weights.state import State
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 _INDEX_ENDINGS = (*(f"{e}.index.json" for e in _ENDINGS), ".safetensors.index.fp16.json", ".bin.index.fp16.json")
 
@@ -36,54 +39,40 @@ def find_weights(folder: Path, *stems: str) -> Path:
     raise WeightsError(f"{folder} has no weights: looked for {', '.join(stems)} with {', '.join(_ENDINGS)} or an index")
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file, or of all shards of an index, on the CPU in the dtype they were stored in.
+def open_state(file: Path) -> State:
+    """Return the tensors of one file, or of all shards of an index, mapped: nothing is read before it is touched.
 
-    A pickle is read without running anything. Raises WeightsError naming the file that is damaged, is missing, or
-    holds more than tensors.
+    A pickle is opened without running anything. Raises WeightsError naming the file that is damaged, is missing, is
+    of no known kind, or holds more than tensors, and the shard that is not what its index says.
     """
+    from kolors_weights import state
+
+    if file.suffix == ".safetensors":
+        return state.map_safetensors(file)
+    if file.suffix in _PICKLES:
+        return state.map_pickle(file)
     if file.suffix != ".json":
-        return _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    shards = _read_json(file).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        known = ", ".join((".safetensors", *_PICKLES, ".json (an index of shards)"))
+        raise WeightsError(f"{file} is of no kind that is read here, which are {known}")
+    wanted = read_index(file)
+    shards = {shard: open_state(shard) for shard in sorted(set(wanted.values()))}
+    return state.join(shards, wanted, index=file)
+
+
+def read_index(file: Path) -> dict[str, Path]:
+    """Return the shard that holds each key. Raises WeightsError when a shard is not in the folder of the index."""
+    names = _read_json(file).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise WeightsError(f"{file} is no index of shards: it has no 'weight_map' from keys to file names")
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        shard = file.parent / name
-        if Path(name).name != name or not shard.is_file():
+    for name in set(names.values()):
+        if Path(name).name != name or not (file.parent / name).is_file():
             raise WeightsError(f"{file} names the shard {name!r}, which is not in {file.parent}")
-        state.update(read_state(shard))
-    return state
+    return {key: file.parent / name for key, name in names.items()}
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{file} is not a complete safetensors file: {error}") from error
-
-
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    import pickle
-    import struct
-
-    import torch
-
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{file} is damaged or holds more than tensors, perhaps code, and is refused; save it as safetensors"
-        ) from error
-    # A damaged pickle fails wherever its reader happens to notice; a list of what random damage was seen to raise.
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, struct.error) as error:
-        raise WeightsError(f"{file} is not a complete file of weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise WeightsError(f"{file} should be a mapping from names to tensors and nothing else")
-    return state
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of `open_state` as a plain dict."""
+    return dict(open_state(file))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from kolors_sdxl.architecture import VAEArchitecture, vae_to_layout
 from kolors_sdxl.vae import VAE
 from kolors_weights.modules import fit, without_weights
-from kolors_weights.reading import find_weights, read_state
+from kolors_weights.reading import find_weights, open_state
 from kolors_weights.writing import write_state
 
 if TYPE_CHECKING:
@@ -106,12 +106,14 @@ def random_vae(architecture: VAEArchitecture, *, attention: Attention, op: Group
         return VAE(architecture, attention=attention, op=op)
 
 
-def load_vae(folder: Path, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU) -> VAE:
-    """Return the VAE with the weights in `folder`, on the CPU in the dtype they are stored in."""
+def load_vae(
+    folder: Path, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU, device: str, dtype: str
+) -> VAE:
+    """Return the VAE with the weights in `folder`."""
     file = find_weights(folder, STEM)
     with without_weights():
         module = VAE(architecture, attention=attention, op=op)
-    fit(module, read_state(file), where=file)
+    fit(module, open_state(file), where=file, dtype=getattr(torch, dtype), device=device)
     return module
 
 

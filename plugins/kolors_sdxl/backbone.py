@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kolors_sdxl.architecture import UNetShape, unet_to_layout
 from kolors_sdxl.remembering import TextKeys
 from kolors_sdxl.unet import UNet
-from kolors_weights.modules import fit, without_weights
-from kolors_weights.reading import find_weights, read_state
+from kolors_weights.modules import check_fit, fit, without_weights
+from kolors_weights.reading import find_weights, open_state
 from kolors_weights.writing import write_state
 
 if TYPE_CHECKING:
@@ -63,34 +63,34 @@ def random_unet(shape: UNetShape, ops: Ops, *, device: str) -> UNet:
         return UNet(shape, ops)
 
 
-def load_unet(folder: Path, shape: UNetShape, ops: Ops) -> UNet:
-    """Return the U-Net with the weights in `folder`, on the CPU in the dtype they are stored in."""
+def load_unet(folder: Path, shape: UNetShape, ops: Ops, *, device: str, dtype: str) -> UNet:
+    """Return the U-Net with the weights in `folder`."""
     file = find_weights(folder, STEM)
     with without_weights():
         module = UNet(shape, ops)
-    fit(module, read_state(file), where=file)
+    fit(module, open_state(file), where=file, dtype=getattr(torch, dtype), device=device)
     return module
 
 
 def load_unet_for_new_text(
-    folder: Path, old: UNetShape, ops: Ops, *, context: int, pooled: int
+    folder: Path, old: UNetShape, ops: Ops, *, context: int, pooled: int, device: str, dtype: str
 ) -> tuple[UNet, UNetShape]:
     """Return the U-Net in `folder`, of shape `old`, made to read text of other widths, and its new shape.
 
     The projection of the text rows and the pooled text's part of `add_embedding` start fresh; all else is kept.
     """
     file = find_weights(folder, STEM)
-    state = {key: t for key, t in read_state(file).items() if not key.startswith("encoder_hid_proj.")}
+    state = open_state(file).renamed(lambda key: None if key.startswith("encoder_hid_proj.") else key)
     architecture = old.architecture.model_copy(update={"text_projection": True})
     shape = replace(old, architecture=architecture, context_width=context, pooled_width=pooled)
     with without_weights():
         unprojected = replace(old, architecture=architecture.model_copy(update={"text_projection": False}))
-        fit(UNet(unprojected, ops), state, where=file)  # complains in terms of the file, before anything is replaced
+        check_fit(UNet(unprojected, ops), state, where=file)  # in terms of the file, before anything is replaced
         module = UNet(shape, ops)
     key = "add_embedding.linear_1.weight"
     sizes = state[key][:, old.pooled_width :]
     fresh = nn.Linear(pooled + sizes.shape[1], sizes.shape[0]).weight.detach()[:, :pooled]
-    state[key] = torch.cat([fresh.to(sizes.dtype), sizes], dim=1)
-    projection = nn.Linear(context, architecture.cross_attention_width).state_dict(prefix="encoder_hid_proj.")
-    fit(module, {**state, **projection}, where=file)
+    new = nn.Linear(context, architecture.cross_attention_width).state_dict(prefix="encoder_hid_proj.")
+    new[key] = torch.cat([fresh.to(sizes.dtype), sizes], dim=1)
+    fit(module, state.updated(new, where=file), where=file, dtype=getattr(torch, dtype), device=device)
     return module, shape

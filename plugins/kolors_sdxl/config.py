@@ -100,10 +100,17 @@ class SDXLUNet(BackboneConfig):
         if self.path is None:
             module = random_unet(shape, ops, device=ctx.device)
         elif self.context_projection == "new":
-            widths = {"context": conditioning.width, "pooled": conditioning.pooled}
-            module, shape = load_unet_for_new_text(self.path, shape, ops, **widths)
+            module, shape = load_unet_for_new_text(
+                self.path,
+                shape,
+                ops,
+                context=conditioning.width,
+                pooled=conditioning.pooled,
+                device=ctx.device,
+                dtype=ctx.dtype,
+            )
         else:
-            module = load_unet(self.path, shape, ops)
+            module = load_unet(self.path, shape, ops, device=ctx.device, dtype=ctx.dtype)
         return SDXLUNetBackbone(place(module, device=ctx.device, dtype=ctx.dtype), shape, predicts=self.predicts)
 
     def _shape(self, conditioning: ConditioningSpec, latents: LatentSpec) -> UNetShape:
@@ -170,11 +177,11 @@ class SDXLVAE(AutoencoderConfig):
 
         architecture = self._architecture()
         attention, op = self.attention.build(ctx), self.group_norm_silu.build(ctx)
+        dtype = "float32" if architecture.force_upcast and ctx.dtype == "float16" else ctx.dtype
         if self.path is None:
             module = random_vae(architecture, attention=attention, op=op, device=ctx.device)
         else:
-            module = load_vae(self.path, architecture, attention=attention, op=op)
-        dtype = "float32" if architecture.force_upcast and ctx.dtype == "float16" else ctx.dtype
+            module = load_vae(self.path, architecture, attention=attention, op=op, device=ctx.device, dtype=dtype)
         return SDXLVAEAutoencoder(place(module, device=ctx.device, dtype=dtype), architecture, tile=self.tile)
 
     def _architecture(self) -> VAEArchitecture:
