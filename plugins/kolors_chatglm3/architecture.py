@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from kolors_kernel.component import Settings
 from kolors_kernel.errors import WeightsError
+from kolors_weights.places import Place
 from kolors_weights.reading import read_config
 
 _ONLY: Mapping[str, tuple[object, ...]] = {
@@ -58,7 +58,7 @@ class Architecture(Settings):
         return self
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Place) -> Self:
         """Return the widths that `folder`/config.json states.
 
         Raises WeightsError when the file is absent or damaged, or describes a model that this code does not compute.

@@ -10,6 +10,7 @@ from kolors_chatglm3.architecture import RELEASED, Architecture
 from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.kinds import TextEncoderConfig
 from kolors_kernel.values import ConditioningSpec
+from kolors_weights.places import WeightsPath
 
 if TYPE_CHECKING:
     from kolors_chatglm3.encoder import ChatGLM3Encoder
@@ -20,7 +21,7 @@ class ChatGLM3(TextEncoderConfig):
     """ChatGLM3-6B-Base: the second-to-last hidden states of 256 slots, the last token of the last pooled (2.1.1)."""
 
     type: Literal["chatglm3"] = "chatglm3"
-    path: ExistingPath | None = None
+    path: WeightsPath | None = None
     """Folder with config.json and the weights, as released or as saved here; null: random weights."""
     tokenizer: ExistingPath | None = None
     """A sentencepiece tokenizer.model; null: the one in `path` or in the folder `tokenizer` beside it, and without

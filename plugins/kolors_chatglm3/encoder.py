@@ -13,6 +13,7 @@ from kolors_chatglm3.tokenizer import Tokenizer
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import Conditioning
 from kolors_weights.modules import fit, without_weights
+from kolors_weights.places import Place
 from kolors_weights.reading import find_weights, read_state
 from kolors_weights.writing import write_file, write_state
 
@@ -55,7 +56,7 @@ class ChatGLM3Encoder:
         write_state(folder, self.module.state_dict(), config, stem="model")
 
 
-def load_model(folder: Path, architecture: Architecture, *, device: str, dtype: str) -> ChatGLM3Model:
+def load_model(folder: Place, architecture: Architecture, *, device: str, dtype: str) -> ChatGLM3Model:
     """Return the model of `folder`: safetensors or pickles of plain tensors, in one file or in shards.
 
     Keys may carry the prefix `transformer.`; the head, the final norm and the rotation's buffer are passed over.

@@ -12,6 +12,8 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from kolors_kernel.errors import RecipeError, WeightsError
+from kolors_weights.places import Place
+from kolors_weights.reading import find_file
 
 SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """The tokens that follow the pieces of the sentencepiece model, in order of their ids."""
@@ -99,16 +101,16 @@ def read_model(file: Path) -> bytes:
         raise WeightsError(f"the tokenizer {file} cannot be read: {error}") from error
 
 
-def find_model(folder: Path) -> Path:
+def find_model(folder: Place) -> Path:
     """Return the tokenizer.model of a text encoder's folder, in it or in the folder `tokenizer` beside it.
 
     Raises WeightsError when it is in neither.
     """
-    places = (folder / "tokenizer.model", folder.parent / "tokenizer" / "tokenizer.model")
-    for place in places:
-        if place.is_file():
-            return place
-    raise WeightsError(f"there is no tokenizer at {places[0]} nor at {places[1]}; name one in the setting 'tokenizer'")
+    file = find_file(folder, "tokenizer.model", "../tokenizer/tokenizer.model")
+    if file is None:
+        places = f"{folder / 'tokenizer.model'} nor at {folder.parent / 'tokenizer/tokenizer.model'}"
+        raise WeightsError(f"there is no tokenizer at {places}; name one in the setting 'tokenizer'")
+    return file
 
 
 def _load(model: bytes, source: str) -> SentencePieceProcessor:

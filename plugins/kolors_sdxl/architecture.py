@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from kolors_kernel.component import Settings
 from kolors_kernel.errors import WeightsError
+from kolors_weights.places import Place
 
 _FIXED_UNET: Mapping[str, object] = MappingProxyType(
     {
@@ -142,7 +142,7 @@ class UNetShape:
     out_channels: int
 
 
-def unet_from_layout(layout: Mapping[str, Any], *, where: Path) -> UNetShape:
+def unet_from_layout(layout: Mapping[str, Any], *, where: Place) -> UNetShape:
     """Return the U-Net that a released config.json describes. Raises WeightsError naming what is not SDXL's in it."""
     _check_fixed(layout, _FIXED_UNET, where=where)
     try:
@@ -206,7 +206,7 @@ def unet_to_layout(shape: UNetShape) -> dict[str, Any]:
     }
 
 
-def vae_from_layout(layout: Mapping[str, Any], *, where: Path) -> VAEArchitecture:
+def vae_from_layout(layout: Mapping[str, Any], *, where: Place) -> VAEArchitecture:
     """Return the VAE that a released config.json describes. Raises WeightsError naming what is not SDXL's in it."""
     _check_fixed(layout, _FIXED_VAE, where=where)
     try:
@@ -243,7 +243,7 @@ def vae_to_layout(architecture: VAEArchitecture, *, scaling_factor: float) -> di
     }
 
 
-def _check_fixed(layout: Mapping[str, Any], fixed: Mapping[str, object], *, where: Path) -> None:
+def _check_fixed(layout: Mapping[str, Any], fixed: Mapping[str, object], *, where: Place) -> None:
     for key, value in fixed.items():
         found = layout.get(key, None if key in _WITHOUT_DEFAULT else value)
         if found != value:

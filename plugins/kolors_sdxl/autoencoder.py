@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kolors_kernel.protocols import Attention, GroupNormSiLU
+    from kolors_weights.places import Place
 
 STEM = "diffusion_pytorch_model"
 """What the released folders call the file of weights."""
@@ -107,7 +108,7 @@ def random_vae(architecture: VAEArchitecture, *, attention: Attention, op: Group
 
 
 def load_vae(
-    folder: Path, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU, device: str, dtype: str
+    folder: Place, architecture: VAEArchitecture, *, attention: Attention, op: GroupNormSiLU, device: str, dtype: str
 ) -> VAE:
     """Return the VAE with the weights in `folder`."""
     file = find_weights(folder, STEM)

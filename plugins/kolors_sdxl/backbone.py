@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from kolors_kernel.values import Conditioning
     from kolors_sdxl.blocks import Ops
+    from kolors_weights.places import Place
 
 STEM = "diffusion_pytorch_model"
 """What the released folders call the file of weights."""
@@ -63,7 +64,7 @@ def random_unet(shape: UNetShape, ops: Ops, *, device: str) -> UNet:
         return UNet(shape, ops)
 
 
-def load_unet(folder: Path, shape: UNetShape, ops: Ops, *, device: str, dtype: str) -> UNet:
+def load_unet(folder: Place, shape: UNetShape, ops: Ops, *, device: str, dtype: str) -> UNet:
     """Return the U-Net with the weights in `folder`."""
     file = find_weights(folder, STEM)
     with without_weights():
@@ -73,7 +74,7 @@ def load_unet(folder: Path, shape: UNetShape, ops: Ops, *, device: str, dtype: s
 
 
 def load_unet_for_new_text(
-    folder: Path, old: UNetShape, ops: Ops, *, context: int, pooled: int, device: str, dtype: str
+    folder: Place, old: UNetShape, ops: Ops, *, context: int, pooled: int, device: str, dtype: str
 ) -> tuple[UNet, UNetShape]:
     """Return the U-Net in `folder`, of shape `old`, made to read text of other widths, and its new shape.
 

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from kolors_kernel.component import BuildContext, ExistingPath
+from kolors_kernel.component import BuildContext
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.kinds import AttentionConfig, AutoencoderConfig, BackboneConfig, GEGLUConfig, GroupNormSiLUConfig
 from kolors_kernel.values import ConditioningSpec, LatentSpec
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, VAEArchitecture, unet_from_layout, vae_from_layout
+from kolors_weights.places import WeightsPath
 from kolors_weights.reading import read_config
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ class SDXLUNet(BackboneConfig):
     """The SDXL U-Net with a linear layer that brings ChatGLM3's text to its width, as Kolors has it (2)."""
 
     type: Literal["sdxl_unet"] = "sdxl_unet"
-    path: ExistingPath | None = None
-    """A folder with config.json and the weights in the released layout; none: random weights."""
+    path: WeightsPath | None = None
+    """A folder with config.json and the weights in the released layout, or such a file of weights beside a config.json;
+    none: random weights."""
     architecture: UNetArchitecture | None = None
     """The inside of a net with random weights; none: the released one. Other parts say how wide the inputs are."""
     predicts: Literal["epsilon", "v"] = "epsilon"
@@ -138,8 +140,9 @@ class SDXLVAE(AutoencoderConfig):
     """The SDXL VAE: one latent of four channels for 8 x 8 pixels as released (2)."""
 
     type: Literal["sdxl_vae"] = "sdxl_vae"
-    path: ExistingPath | None = None
-    """A folder with config.json and the weights in the released layout; none: random weights."""
+    path: WeightsPath | None = None
+    """A folder with config.json and the weights in the released layout, or such a file of weights beside a config.json;
+    none: random weights."""
     architecture: VAEArchitecture | None = None
     """The inside of a net with random weights; none: the released one."""
     tile: PositiveInt | None = None
