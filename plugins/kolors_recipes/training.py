@@ -22,6 +22,7 @@ from kolors_recipes.position import Position
 from kolors_recipes.progress import Progress
 from kolors_recipes.ranks import Ranks, together
 from kolors_recipes.signals import noticing_signals
+from kolors_weights.precision import exact_onednn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,8 +97,9 @@ class Training:
         Raises Interrupted after writing a checkpoint when SIGINT or SIGTERM arrives, RunError when the loss or the
         gradient is not finite or the disk is full, RecipeError when another run is at work in `out`.
         """
-        with together(self.device) as self.ranks, ExitStack() as alone:
+        with together(self.device) as self.ranks, exact_onednn() as products, ExitStack() as alone:
             if self.ranks.first:
+                logger.info("float32 products on a CPU: %s", products)
                 alone.enter_context(checkpoints.alone_in(self._out))
             found = checkpoints.latest_checkpoint(self._out / "checkpoints")
             at = Position() if found is None else self._resume(found)

@@ -26,6 +26,7 @@ from kolors_kernel import BuildContext, discover, load_recipe
 from kolors_kernel.errors import RecipeError, RunError, WeightsError
 from kolors_kernel.kinds import AutoencoderConfig
 from kolors_kernel.values import Conditioning
+from kolors_weights.precision import why_not_onednn
 
 WEIGHTS = ("backbone/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
 Write = Callable[..., Path]
@@ -330,6 +331,24 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_though_the_los
     with pytest.raises(RunError, match=r"the gradient's norm is nan near step 1 of stage 'concept'"):
         run(write(tiny.train((1, 1))), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_training_computes_float32_by_the_faster_library_and_leaves_the_process_as_it_was(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    matmul: Any = cast(Any, torch.backends.mkldnn).matmul
+    before, during, original = matmul.fp32_precision, list[str](), training._StageRun._step
+
+    def step(self: Any, batch: Any) -> None:
+        during.append(matmul.fp32_precision)
+        original(self, batch)
+
+    monkeypatch.setattr(training._StageRun, "_step", step)
+    with caplog.at_level(logging.INFO, logger="kolors_recipes"):
+        run(write(tiny.train((1, 1))), tmp_path / "out")
+    assert set(during) == {"bf16" if why_not_onednn() is None else "ieee"}
+    assert matmul.fp32_precision == before
+    assert sum("float32 products on a CPU: " in line for line in caplog.messages) == 1
 
 
 def test_a_stage_that_is_over_cannot_get_more_steps(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
