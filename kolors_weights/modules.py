@@ -57,8 +57,8 @@ def fit(
     placed = {}
     for key, tensor in state.items():
         placed[key] = _placed(tensor, dtype if tensor.is_floating_point() else None, device)
-        if not _is_finite(placed[key]):
-            stored = "is not finite" if not _is_finite(tensor) else f"becomes infinite in {dtype}"
+        if not is_finite(placed[key]):
+            stored = "is not finite" if not is_finite(tensor) else f"becomes infinite in {dtype}"
             raise WeightsError(f"{_file(state, key, where)}: {key} {stored}: the file is damaged, or training diverged")
         if isinstance(state, State):
             state.release(key)
@@ -97,7 +97,8 @@ def _placed(tensor: Tensor, dtype: torch.dtype | None, device: str) -> Tensor:
     return tensor.to(device, dtype or tensor.dtype, copy=True)
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether every value is a number: neither infinite nor NaN."""
     # Both are NaN where one value is. A hundredth of the time that isfinite takes, and no memory.
     return not tensor.is_floating_point() or not tensor.numel() or all(map(math.isfinite, tensor.aminmax()))
 

@@ -9,7 +9,7 @@ noise and not its amount.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -31,6 +31,7 @@ Beta = Annotated[float, Field(gt=0, lt=1)]
 class _BetaRange(NoiseScheduleConfig):
     beta_start: Beta
     beta_end: Beta
+    steps: Steps
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -42,6 +43,14 @@ class _BetaRange(NoiseScheduleConfig):
     def tiny(cls) -> Self:
         """Return twenty steps that end almost in noise."""
         return cls.model_validate({"steps": 20, "beta_start": 0.01, "beta_end": 0.4})
+
+    def released_form(self) -> dict[str, Any]:
+        """Return what a released scheduler_config.json says of this schedule."""
+        betas = {"beta_start": self.beta_start, "beta_end": self._last_beta(), "num_train_timesteps": self.steps}
+        return {"beta_schedule": self.type.removeprefix("extended_"), **betas}
+
+    def _last_beta(self) -> float:
+        return self.beta_end
 
 
 class ScaledLinear(_BetaRange):
@@ -87,8 +96,7 @@ class ExtendedScaledLinear(_BetaRange):
     def _goes_on(self) -> Self:
         if self.steps < self.base_steps:
             raise ValueError(f"steps {self.steps} must not be below base_steps {self.base_steps}")
-        rise = (self.beta_end**0.5 - self.beta_start**0.5) / (self.base_steps - 1)
-        if (last := (self.beta_start**0.5 + rise * (self.steps - 1)) ** 2) >= 1:
+        if (last := self._last_beta()) >= 1:
             raise ValueError(f"{self.steps} steps take the last beta to {last:g}, and it must stay below 1")
         return self
 
@@ -98,6 +106,10 @@ class ExtendedScaledLinear(_BetaRange):
 
         table = tables.scaled_linear(self.steps, self.beta_start, self.beta_end, line_steps=self.base_steps)
         return _tabulated(table, ctx)
+
+    def _last_beta(self) -> float:
+        rise = (self.beta_end**0.5 - self.beta_start**0.5) / (self.base_steps - 1)
+        return float((self.beta_start**0.5 + rise * (self.steps - 1)) ** 2)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -274,17 +286,8 @@ class CompareSchedules(RecipeConfig):
         return cls(schedules={"base": ScaledLinear.tiny(), "extended": ExtendedScaledLinear.tiny()})
 
 
-COMPONENTS: list[type[ComponentConfig]] = [
-    ScaledLinear,
-    ExtendedScaledLinear,
-    Linear,
-    Cosine,
-    Sigmoid,
-    RectifiedFlow,
-    ZeroTerminalSNR,
-    LogSNRShift,
-    CompareSchedules,
-]
+_CURVES = (ScaledLinear, ExtendedScaledLinear, Linear, Cosine, Sigmoid, RectifiedFlow, ZeroTerminalSNR, LogSNRShift)
+COMPONENTS: tuple[type[ComponentConfig], ...] = (*_CURVES, CompareSchedules)
 """Everything this plugin provides."""
 
 
