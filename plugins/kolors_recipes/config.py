@@ -1,4 +1,4 @@
-"""What the recipes that draw and store can say; the jobs they build are in the modules of the same names."""
+"""What every recipe around the model can say, and those that score and store; see drawing_config for pictures."""
 
 from __future__ import annotations
 
@@ -53,10 +53,14 @@ class ModelRecipe(RecipeConfig):
 
     @model_validator(mode="after")
     def _widths_fit(self) -> Self:
-        misfit = self.backbone.misfit(self.text_encoder.spec(), self.autoencoder.spec())
+        misfit = self.backbone.misfit(self.text_encoder.spec(), self.latents_of_backbone())
         if misfit:
             raise ValueError(misfit)
         return self
+
+    def latents_of_backbone(self) -> LatentSpec:
+        """Return the shape of what the backbone is handed."""
+        return self.autoencoder.spec()
 
 
 def refuse_size_of_no_latents(size: tuple[int, int], latents: LatentSpec) -> None:
@@ -92,6 +96,11 @@ class DrawingRecipe(Drawing, ModelRecipe):
     comes from the generator of the first picture of a batch."""
     batch: PositiveInt = 8
     """How many pictures are drawn at a time."""
+    hold: Literal["all", "one"] = "all"
+    """Which parts are in memory: `all`, each batch being finished before the next; or `one`, all prompts being encoded,
+    then all pictures denoised, then all decoded, each part being loaded when its turn comes and dropped after."""
+    freeze: bool = True
+    """Whether parts that can be are rearranged for speed once they are loaded."""
 
     @model_validator(mode="after")
     def _size_fits(self) -> Self:
@@ -99,31 +108,10 @@ class DrawingRecipe(Drawing, ModelRecipe):
         return self
 
     def graphs(self) -> Mapping[str, Graph]:
-        """Return the sampling graph."""
-        from kolors_recipes.drawing import drawing_graph
+        """Return the sampling graph, cut into phases."""
+        from kolors_recipes.drawing import phase_graphs
 
-        return {"draw": drawing_graph()}
-
-
-class TextToImage(DrawingRecipe):
-    """Draw pictures from prompts: a PNG each and a contact sheet."""
-
-    type: Literal["text_to_image"] = "text_to_image"
-    prompts: list[str] = Field(min_length=1)
-    """One picture each; any language the text encoder reads."""
-    columns: PositiveInt = 4
-    """Pictures in a row of the contact sheet."""
-
-    def build(self, ctx: BuildContext) -> Job:
-        """Build the model and return the job that draws."""
-        from kolors_recipes.text_to_image import TextToImageJob
-
-        return TextToImageJob.assemble(self, ctx)
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """Return one 16-pixel picture by random weights in two steps."""
-        return cls(**tiny.drawing(), prompts=["一只猫"])
+        return phase_graphs()
 
 
 class Evaluate(DrawingRecipe):
@@ -206,4 +194,4 @@ class Precompute(RecipeConfig):
         return cls.model_validate({**parts, "data": tiny.tiny("data_source", "zarr"), "sink": sink})
 
 
-COMPONENTS = [TextToImage, Evaluate, Precompute]
+COMPONENTS = [Evaluate, Precompute]

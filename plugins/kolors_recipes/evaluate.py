@@ -7,7 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kolors_recipes.drawing import Drawer
+from kolors_recipes.drawer import Drawer, Request
+from kolors_recipes.parts import DrawingParts
 from kolors_recipes.pictures import contact_sheet, save_png
 from kolors_recipes.progress import Progress
 from kolors_weights.writing import write_file
@@ -28,30 +29,29 @@ class EvaluateJob:
 
     def __init__(self, recipe: Evaluate, drawer: Drawer, prompts: PromptSet, metric: Metric, out: Path) -> None:
         self._recipe, self._drawer, self._prompts, self._metric, self._out = recipe, drawer, prompts, metric, out
-        self.graphs: Mapping[str, Graph] = {"draw": drawer.graph}
+        self.graphs: Mapping[str, Graph] = drawer.graphs
 
     @classmethod
     def assemble(cls, recipe: Evaluate, ctx: BuildContext) -> EvaluateJob:
         """Build the recipe's parts."""
-        return cls(recipe, Drawer.assemble(recipe, ctx), recipe.prompts.build(ctx), recipe.metric.build(ctx), ctx.out)
+        drawer = Drawer.assemble(recipe, ctx, DrawingParts(recipe, ctx))
+        return cls(recipe, drawer, recipe.prompts.build(ctx), recipe.metric.build(ctx), ctx.out)
 
     def run(self) -> Mapping[str, float]:
         """Write report.json below `out`; return the number of pictures."""
-        recipe, cases = self._recipe, self._prompts.cases()
+        recipe, cases, start = self._recipe, self._prompts.cases(), 0
+        requests = [Request(case.prompt, recipe.seed + index) for index, case in enumerate(cases)]
+        drawn = self._drawer.pictures(
+            requests, batch=recipe.batch, height=recipe.height, width=recipe.width, hold=recipe.hold
+        )
         with Progress("drawing", len(cases)) as progress:
-            for start in range(0, len(cases), recipe.batch):
-                batch = cases[start : start + recipe.batch]
-                images = self._drawer.draw(
-                    [case.prompt for case in batch],
-                    seeds=range(recipe.seed + start, recipe.seed + start + len(batch)),
-                    height=recipe.height,
-                    width=recipe.width,
-                )
-                self._metric.update(images, batch)
-                prompts = json.dumps([case.prompt for case in batch], ensure_ascii=False)
+            for batch, images in drawn:
+                self._metric.update(images, cases[start : start + len(batch)])
+                prompts = json.dumps([request.prompt for request in batch], ensure_ascii=False)
                 sheet = self._out / "pictures" / f"{start:05d}.png"
                 save_png(contact_sheet(images, columns=8), sheet, text={"prompts": prompts})
                 progress.advance(by=len(batch))
+                start += len(batch)
         report = self._out / "report.json"
         text = json.dumps(self._metric.compute(), indent=1, ensure_ascii=False)
         write_file(report, lambda file: file.write_text(text, encoding="utf-8"))

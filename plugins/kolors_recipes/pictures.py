@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NONE: Mapping[str, str] = {}
+THUMBNAIL = 512
+"""The longest side of a picture on a contact sheet, in pixels."""
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -23,9 +25,26 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def contact_sheet(images: Tensor, *, columns: int, gap: int = 4) -> Image.Image:
-    """Lay images [N, 3, H, W] in rows of `columns` on white, `gap` pixels apart."""
-    pictures = [to_picture(each) for each in images]
+def contact_sheet(images: Tensor, *, columns: int) -> Image.Image:
+    """Lay images [N, 3, H, W] in rows of `columns` on white; large ones are made smaller."""
+    return _sheet([_thumbnail(to_picture(each)) for each in images], columns=columns)
+
+
+def sheet_of_files(paths: Sequence[Path], *, columns: int) -> Image.Image:
+    """Lay the pictures of files in rows of `columns` on white; large ones are made smaller."""
+    pictures = list[Image.Image]()
+    for path in paths:
+        with Image.open(path) as picture:
+            pictures.append(_thumbnail(picture.convert("RGB")))
+    return _sheet(pictures, columns=columns)
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _sheet(pictures: Sequence[Image.Image], *, columns: int, gap: int = 4) -> Image.Image:
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = pictures[0].width + gap, pictures[0].height + gap
@@ -41,3 +60,15 @@ def save_png(picture: Image.Image, path: Path, *, text: Mapping[str, str] = NONE
     for key, value in text.items():
         chunks.add_itxt(key, value)
     write_file(path, lambda file: picture.save(file, format="png", pnginfo=chunks))
+
+
+def is_kept(path: Path, text: Mapping[str, str], *, since: int) -> bool:
+    """Tell whether there is a whole PNG with these text chunks, written after `since` in ns."""
+    try:
+        if path.stat().st_mtime_ns <= since:
+            return False
+        with Image.open(path) as picture:
+            picture.load()
+            return text.items() <= dict(getattr(picture, "text", {})).items()
+    except (OSError, SyntaxError, ValueError):  # none there, or a damaged one
+        return False

@@ -13,7 +13,7 @@ from kolors_kernel.errors import RecipeError
 from kolors_kernel.graph import Graph
 from kolors_kernel.values import NO_CAPTION, Batch, Conditioning, Part, Sample
 from kolors_recipes.batches import to_images
-from kolors_recipes.drawing import build_parts
+from kolors_recipes.parts import build_parts
 from kolors_recipes.progress import Progress
 from kolors_recipes.steps import TRAINING
 

@@ -16,13 +16,18 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts towards a total, or without one (None); a context manager. `silent`: another process says it."""
+    """Counts towards a total, or without one (None); a context manager.
 
-    def __init__(self, label: str, total: int | None, *, done: int = 0, silent: bool = False) -> None:
+    `silent`: another process says it. `passing`: when it is over, nothing more is said of it.
+    """
+
+    def __init__(
+        self, label: str, total: int | None, *, done: int = 0, silent: bool = False, passing: bool = False
+    ) -> None:
         self._label, self._total, self._done, self._first = label, total, done, done
-        self._silent = silent
+        self._silent, self._passing = silent, passing
         shown = sys.stderr.isatty() and not silent
-        self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stderr) if shown else None
+        self._bar = tqdm(total=total, initial=done, desc=label, file=sys.stderr, leave=not passing) if shown else None
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -31,7 +36,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif error is None:
+        elif error is None and not self._passing:
             self._say("")
 
     def advance(self, note: str = "", *, by: int = 1) -> None:
@@ -49,4 +54,5 @@ class Progress:
         self._said = time.monotonic()
         rate = (self._done - self._first) / max(self._said - self._started, 1e-9)
         of = "" if self._total is None else f" of {self._total}"
-        logger.info("%s: %d%s, %.1f a second%s", self._label, self._done, of, rate, f", {note}" if note else "")
+        pace = f"{rate:.1f} a second" if rate >= 0.1 or rate == 0 else f"{1 / rate:.0f} seconds each"
+        logger.info("%s: %d%s, %s%s", self._label, self._done, of, pace, f", {note}" if note else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kolors_kernel import ComponentConfig, discover
@@ -26,6 +27,11 @@ def drawing() -> dict[str, Any]:
     """Return what it takes to draw 16 pixels in two steps."""
     solver = tiny("solver", "euler")
     return {**model(), "schedule": tiny("noise_schedule", "scaled_linear"), "solver": solver, "height": 16, "width": 16}
+
+
+def picture(name: str) -> Path:
+    """Return the path of a picture that ships beside the recipes."""
+    return Path(__file__).parent / "recipes" / name
 
 
 def phase() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kolors_kernel.graph import Graph
-from kolors_recipes.drawing import Drawer, build_model
+from kolors_recipes.drawer import Drawer
+from kolors_recipes.parts import build_model
 from kolors_recipes.ranks import take_own_device
 from kolors_recipes.steps import TRAINING
 from kolors_recipes.trainable import require_trainable
@@ -72,7 +74,7 @@ def _draws(
     samples: Samples, available: Mapping[str, Any], recipe: Train, ctx: BuildContext
 ) -> Callable[[], tuple[Tensor, Sequence[str]]]:
     parts = {**available, "solver": samples.solver.build(ctx), "guidance": samples.guidance.build(ctx)}
-    drawer = Drawer(parts, recipe, ctx)
+    drawer = Drawer(lambda graph: nullcontext(parts), recipe, ctx)
 
     def draw() -> tuple[Tensor, Sequence[str]]:
         seeds = range(len(samples.prompts))

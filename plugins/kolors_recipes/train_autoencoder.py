@@ -11,7 +11,7 @@ import torch
 
 from kolors_kernel.graph import Graph, step
 from kolors_recipes.batches import to_images
-from kolors_recipes.drawing import build_parts
+from kolors_recipes.parts import build_parts
 from kolors_recipes.ranks import take_own_device
 from kolors_recipes.steps import weighted_mean
 from kolors_recipes.trainable import require_trainable

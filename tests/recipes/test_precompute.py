@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kolors_recipes.drawing import build_parts
+from kolors_recipes.parts import build_parts
 from kolors_zarr.config import ZarrSource
 from kolors_zarr.store.writing import write_store
 from PIL import Image
