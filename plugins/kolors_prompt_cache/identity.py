@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from kolors_kernel import discover
 from kolors_kernel.errors import WeightsError
+from kolors_weights.places import HubPlace, Place
+from kolors_weights.reading import find_file
 
 if TYPE_CHECKING:
     from kolors_kernel.kinds import TextEncoderConfig
@@ -27,16 +32,18 @@ def identity(config: TextEncoderConfig, *, dtype: str, seed: int) -> str:
     Where the settings name no file, weights may be random, and torch's seed counts too. Raises WeightsError when a
     file cannot be read.
     """
-    files: list[Any] = []
+    places: list[Place] = []
 
-    def contents(value: object) -> object:
-        if not isinstance(value, Path):
-            return str(value)
-        files.append(value)
-        return _contents(value)
+    def plainly(value: object) -> object:
+        if isinstance(value, BaseModel):
+            return dict(value)
+        if isinstance(value, Path | HubPlace):
+            places.append(value)
+            return _contents(value) if isinstance(value, Path) else _commit(value)
+        return str(value)
 
-    settings = json.dumps(config.model_dump(), sort_keys=True, default=contents)
-    parts = [FORMAT, _code(config), settings, dtype, None if files else seed]
+    settings = json.dumps(config, sort_keys=True, default=plainly)
+    parts = [FORMAT, _code(config), settings, dtype, None if places else seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -48,20 +55,32 @@ def _code(config: TextEncoderConfig) -> str:
     return f"{cls.__module__}.{cls.__qualname__} {release}"
 
 
-def _contents(place: Path) -> list[list[object]]:
-    """Return name, size, time of the last change and digest of a file, or of all files of an encoder's folder."""
+def _commit(place: HubPlace) -> str:
+    """Return a place with what the Hub's cache calls the state of its repository, which never changes."""
+    file = find_file(place, "config.json")
+    if file is None:
+        raise WeightsError(f"{place} has no config.json, so a cache cannot tell which state of it is used")
+    return f"{place.repo}/{place.folder} of {file.as_posix().rpartition('/snapshots/')[2]}"
+
+
+def _contents(place: Path) -> list[object]:
+    """Return what is known of a file by itself, or of an encoder's folder, named by itself or by its weights."""
+    alone = place.is_file() and not (place.parent / "config.json").is_file()
+    folder = place.parent if place.is_file() else place
     try:
-        if place.is_file():
-            return [_file(place, place.name)]
-        inside = sorted(file for file in place.rglob("*") if file.is_file())
-        beside = sorted(file for file in (place.parent / _TOKENIZER_BESIDE).glob("*") if file.is_file())
-        return [_file(file, file.relative_to(place.parent).as_posix()) for file in (*inside, *beside)]
+        files = [place] if alone else sorted(file for file in folder.rglob("*") if file.is_file())
+        beside = [] if alone else sorted((folder.parent / _TOKENIZER_BESIDE).glob("*.*"))
+        named = place.name if place.is_file() else ""
+        return [named, *(_file(file, os.path.relpath(file, folder)) for file in (*files, *beside))]
     except OSError as error:
         raise WeightsError(f"{place} cannot be read: {error}") from error
 
 
 def _file(file: Path, name: str) -> list[object]:
-    """Sample a large file: its ends, where headers and a pickle's checksums are, and pieces at even distances."""
+    """Return name, size, time of the last change and a digest: of a large file it is one of samples.
+
+    They are its ends, where headers and a pickle's checksums are, and pieces at even distances.
+    """
     found, state = hashlib.sha256(), file.stat()
     with file.open("rb", buffering=0) as content:
         if state.st_size <= _WHOLE:

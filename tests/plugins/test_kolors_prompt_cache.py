@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from kolors_prompt_cache.config import PromptCache
 from kolors_prompt_cache.encoder import PromptCacheEncoder
+from kolors_prompt_cache.identity import identity
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
@@ -207,6 +208,36 @@ def test_an_encoder_found_elsewhere_with_the_same_contents_is_the_same(tmp_path:
         os.utime(tmp_path / name / "model.bin", (10, 10))
         cache(tmp_path / "cache", Letters(path=tmp_path / name / "model.bin")).encode([DOG])
     assert len(encoded()) == 1
+
+
+def test_another_file_of_the_same_folder_is_another_encoder(tmp_path: Path) -> None:
+    for name in ("config.json", "a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"same")
+    cache(tmp_path / "cache", Letters(path=tmp_path / "a.bin")).encode([DOG])
+    cache(tmp_path / "cache", Letters(path=tmp_path / "b.bin")).encode([DOG])
+    assert len(encoded()) == 2
+    (tmp_path / "config.json").write_bytes(b"new")
+    cache(tmp_path / "cache", Letters(path=tmp_path / "a.bin")).encode([DOG])
+    assert len(encoded()) == 3
+
+
+def test_a_place_on_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "hf://owner/repo/text_encoder"
+    of = discover().find("text_encoder", "chatglm3").model_validate({"path": place})
+    snapshots = tmp_path / "models--owner--repo/snapshots"
+    for commit in ("abc", "def"):
+        (snapshots / commit / "text_encoder").mkdir(parents=True)
+        (snapshots / commit / "text_encoder/config.json").write_bytes(b"{}")
+
+    def digest(commit: str) -> str:
+        file = snapshots / commit / "text_encoder/config.json"
+        monkeypatch.setattr("kolors_prompt_cache.identity.find_file", lambda place, *names: file)
+        return identity(of, dtype="float32", seed=0)  # type: ignore[arg-type]
+
+    first = digest("abc")
+    (snapshots / "abc/text_encoder/model.safetensors").write_bytes(b"fetched later")
+    assert digest("abc") == first
+    assert digest("def") != first
 
 
 def test_random_weights_are_those_of_torchs_seed_and_its_generator_is_left_alone(tmp_path: Path) -> None:
