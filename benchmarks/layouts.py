@@ -84,7 +84,7 @@ def write(folder: Path, size: Size, *, tokenizer: Path = TOKENIZER) -> None:
     """Write both layouts into `folder`. Raises FileExistsError where one of them is there."""
     numbers = torch.randn(_PERIOD, generator=torch.Generator().manual_seed(0)).repeat(2)
     first, second = folder / PICKLES, folder / SAFETENSORS
-    text, unet, vae = encoder_shapes(size.encoder), *_picture_shapes(size)
+    text, unet, vae = encoder_shapes(size.encoder), *picture_shapes(size)
     for place in (first, second):
         place.mkdir(parents=True)
         _write_tokenizer(place / "tokenizer", tokenizer)
@@ -124,6 +124,16 @@ def encoder_config(architecture: Architecture) -> dict[str, Any]:
     return {**architecture.released_form(), "post_layer_norm": True, "torch_dtype": "float16"}
 
 
+def shards(shapes: Shapes, most: int) -> list[Shapes]:
+    """Return the tensors in shards of at most so many bytes in float16, each filled before the next is begun."""
+    found: list[dict[str, tuple[int, ...]]] = [{}]
+    for key, shape in shapes.items():
+        if found[-1] and 2 * sum(map(math.prod, [*found[-1].values(), shape])) > most:
+            found.append({})
+        found[-1][key] = shape
+    return list(found)
+
+
 def vocabulary(tokenizer: Path) -> int:
     """Return how many ids a tokenizer has, special ones included: the least that an encoder must embed."""
     pieces = SentencePieceProcessor(model_file=str(tokenizer))
@@ -135,7 +145,8 @@ def _unet_shape(size: Size) -> UNetShape:
     return UNetShape(size.unet, size.encoder.hidden_size, size.encoder.hidden_size, channels, channels)
 
 
-def _picture_shapes(size: Size) -> tuple[Shapes, Shapes]:
+def picture_shapes(size: Size) -> tuple[Shapes, Shapes]:
+    """Return the tensors of the U-Net and of the VAE."""
     ctx, found = BuildContext(), discover()
     attention, norm, gate = (
         found.find(kind, "reference").tiny().build(ctx)  # type: ignore[attr-defined]
@@ -151,15 +162,10 @@ def _shapes(module: nn.Module) -> Shapes:
 
 
 def _write_shards(folder: Path, name: str, shapes: Shapes, most: int, numbers: Tensor) -> dict[str, Any]:
-    """Write shards of at most so many bytes, filled in order; return what their index says."""
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for key, shape in shapes.items():
-        if shards[-1] and 2 * sum(map(math.prod, [*shards[-1].values(), shape])) > most:
-            shards.append({})
-        shards[-1][key] = shape
-    places = {}
-    for number, shard in enumerate(shards, 1):
-        file = folder / name.format(f"{number:05d}-of-{len(shards):05d}")
+    """Write shards of at most so many bytes; return what their index says."""
+    places, parts = {}, shards(shapes, most)
+    for number, shard in enumerate(parts, 1):
+        file = folder / name.format(f"{number:05d}-of-{len(parts):05d}")
         (_write_safetensors if file.suffix == ".safetensors" else _write_pickle)(file, shard, numbers)
         places.update(dict.fromkeys(shard, file.name))
     return {"metadata": {"total_size": 2 * sum(map(math.prod, shapes.values()))}, "weight_map": places}
