@@ -58,7 +58,7 @@ def fit(
     for key, tensor in state.items():
         placed[key] = _placed(tensor, dtype if tensor.is_floating_point() else None, device)
         if not is_finite(placed[key]):
-            stored = "is not finite" if not is_finite(tensor) else f"becomes infinite in {dtype}"
+            stored = "is not finite" if not is_finite(tensor) else f"is infinite in {_name(placed[key].dtype)}"
             raise WeightsError(f"{_file(state, key, where)}: {key} {stored}: the file is damaged, or training diverged")
         if isinstance(state, State):
             state.release(key)

@@ -1,4 +1,7 @@
-"""Telling the system which pages of a mapped file are wanted soon, and which no longer."""
+"""Telling the system which pages of a mapped file are wanted soon, and which no longer.
+
+Only for tensors that are mapped: the pages of any other hold the only copy, and releasing them would lose it.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,7 @@ def release(tensor: Tensor) -> None:
 
 def _advise(tensor: Tensor, advice: int | None, *, whole_pages_only: bool) -> None:
     call = _madvise()
-    # The memory of a tensor that is not mapped can be resized, and dropping its pages would lose what it holds.
-    if call is None or advice is None or not tensor.numel() or tensor.untyped_storage().resizable():
+    if call is None or advice is None or not tensor.numel():
         return
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,8 +23,8 @@ class State(Mapping[str, Tensor]):
     touched. They are for reading; the file may be replaced or deleted meanwhile, but not overwritten in place.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], files: Mapping[str, Path]) -> None:
-        self._tensors, self._files = dict(tensors), dict(files)
+    def __init__(self, tensors: Mapping[str, Tensor], files: Mapping[str, Path], *, mapped: Collection[str]) -> None:
+        self._tensors, self._files, self._mapped = dict(tensors), dict(files), frozenset(mapped)
 
     def __getitem__(self, key: str) -> Tensor:
         return self._tensors[key]
@@ -39,22 +39,33 @@ class State(Mapping[str, Tensor]):
         """Return the file that holds a tensor: the shard, where there are some."""
         return self._files[key]
 
+    def is_mapped(self, key: str) -> bool:
+        """Tell whether a tensor is read from its file when it is touched, and not in memory."""
+        return key in self._mapped
+
     def expect(self, key: str) -> None:
         """Have a tensor read ahead, as far as the system can, while other work goes on."""
-        paging.expect(self._tensors[key])
+        if key in self._mapped:
+            paging.expect(self._tensors[key])
 
     def release(self, key: str) -> None:
         """Drop what was read of a tensor from memory; touched again, it is read again."""
-        paging.release(self._tensors[key])
+        if key in self._mapped:
+            paging.release(self._tensors[key])
 
     def renamed(self, name: Callable[[str], str | None]) -> State:
         """Return the same tensors by the keys that `name` makes of theirs; where it makes None, one is left out."""
-        pairs = [(key, new) for key in self if (new := name(key)) is not None]
-        return State({new: self[key] for key, new in pairs}, {new: self._files[key] for key, new in pairs})
+        old = {new: key for key in self if (new := name(key)) is not None}
+        return State(
+            {new: self[key] for new, key in old.items()},
+            {new: self._files[key] for new, key in old.items()},
+            mapped={new for new, key in old.items() if key in self._mapped},
+        )
 
     def updated(self, tensors: Mapping[str, Tensor], *, where: Path) -> State:
         """Return these tensors with others added, or in their place, that are in memory and came of `where`."""
-        return State({**self._tensors, **tensors}, {**self._files, **dict.fromkeys(tensors, where)})
+        files = {**self._files, **dict.fromkeys(tensors, where)}
+        return State({**self._tensors, **tensors}, files, mapped=self._mapped - tensors.keys())
 
 
 def map_safetensors(file: Path) -> State:
@@ -64,7 +75,7 @@ def map_safetensors(file: Path) -> State:
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118  (no iterator)
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
         raise WeightsError(f"{file} is not a complete safetensors file: {error}") from error
-    return State(tensors, dict.fromkeys(tensors, file))
+    return State(tensors, dict.fromkeys(tensors, file), mapped=tensors)
 
 
 def map_pickle(file: Path) -> State:
@@ -73,8 +84,9 @@ def map_pickle(file: Path) -> State:
     Those of torch before 1.6, and compressed ones, cannot be mapped and are read. Raises WeightsError when the file
     is damaged or holds more than tensors.
     """
+    mapped = _can_be_mapped(file)
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=_can_be_mapped(file))
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file} is damaged or holds more than tensors, perhaps code, and is refused; save it as safetensors"
@@ -85,7 +97,7 @@ def map_pickle(file: Path) -> State:
     if not isinstance(state, dict) or not all(_is_plain(tensor) for tensor in state.values()):
         raise WeightsError(f"{file} should be a mapping from names to tensors and nothing else")
     tensors = {str(key): tensor.detach() for key, tensor in state.items()}
-    return State(tensors, dict.fromkeys(tensors, file))
+    return State(tensors, dict.fromkeys(tensors, file), mapped=tensors if mapped else ())
 
 
 def _is_plain(value: object) -> bool:
@@ -111,4 +123,5 @@ def join(shards: Mapping[Path, State], wanted: Mapping[str, Path], *, index: Pat
             if keys:
                 some = ", ".join(sorted(keys)[:6])
                 raise WeightsError(f"{shard} is not what {index.name} says: it {said} {len(keys)} keys, as {some}")
-    return State({key: shards[shard][key] for key, shard in wanted.items()}, wanted)
+    mapped = {key for state in shards.values() for key in state if state.is_mapped(key)}
+    return State({key: shards[shard][key] for key, shard in wanted.items()}, wanted, mapped=mapped)
