@@ -45,7 +45,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet, vae = SDXLUNet.tiny().architecture, SDXLVAE.tiny().architecture
     assert isinstance(unet, UNetArchitecture) and isinstance(vae, VAEArchitecture)
     folder = tmp_path_factory.mktemp("published")
-    layouts.write(folder, layouts.Size(encoder, unet, vae, pickle_shard=100_000, safetensors_shard=300_000))
+    layouts.write(folder, layouts.Size(encoder, unet, vae, pickle_shard=20_000, safetensors_shard=270_000))
     return folder
 
 
