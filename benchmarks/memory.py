@@ -20,7 +20,7 @@ from kolors_sdxl.architecture import UNetArchitecture, VAEArchitecture
 
 from benchmarks.layouts import PICKLES, SAFETENSORS, TOKENIZER, Size, vocabulary, write
 from benchmarks.report import Note, Result, Row
-from benchmarks.watched import Stopped, Usage, watch
+from benchmarks.watched import Stopped, Usage, installed, watch
 
 threads = 1
 PROMPTS = ("一只戴墨镜的猫坐在红色的屋顶上，夕阳，写实摄影", "")
@@ -74,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def results(options: argparse.Namespace) -> Iterator[Result]:
-    """Run each process by itself; every one of ours is set beside its goal and beside each of diffusers'."""
+    """Run each process by itself, beside its goal or all the memory there is; then set ours beside diffusers'."""
     if options.write:
         write(options.folder, tiny(options.tokenizer) if options.quick else Size(), tokenizer=options.tokenizer)
     measured: dict[str, Usage] = {}
@@ -85,8 +85,8 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         except Stopped as error:
             yield Note("memory", case.subject, name, str(error))
             continue
-        if case.goal is not None:
-            yield _row(case, name, usage, "goal", Usage(peak=case.goal))
+        limit = ("machine", installed()) if case.goal is None else ("goal", case.goal)
+        yield _row(case, name, usage, limit[0], Usage(peak=limit[1]))
     for name, usage in measured.items():
         for peer in measured:
             if CASES[name].ours and not CASES[peer].ours and CASES[name].subject == CASES[peer].subject:
@@ -161,7 +161,7 @@ def _row(case: Case, name: str, ours: Usage, peer_name: str, peer: Usage) -> Row
     extra |= {f"ours_{phase}": most for phase, most in ours.phases.items()}
     if peer_name == "goal":
         extra["goal"] = "met" if ours.peak <= peer.peak else "missed"
-    else:
+    elif peer_name != "machine":
         extra |= {"peer_seconds": peer.seconds, "peer_anonymous": peer.anonymous}
         extra |= {f"peer_{phase}": most for phase, most in peer.phases.items()}
     return Row("memory", case.subject, name, ours.peak, peer_name, peer.peak, "GiB", peer.peak / ours.peak, extra=extra)

@@ -78,6 +78,11 @@ def _look(pid: int, phase: str, usage: Usage) -> None:
         usage.phases[phase] = max(usage.phases.get(phase, 0.0), fields["VmRSS"])
 
 
+def installed() -> float:
+    """Return how much memory the machine has, in GiB."""
+    return _fields(Path("/proc/meminfo"))["MemTotal"]
+
+
 def _available() -> float:
     return _fields(Path("/proc/meminfo"))["MemAvailable"]
 
