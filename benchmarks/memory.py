@@ -149,7 +149,10 @@ def _measure(case: Case, options: argparse.Namespace) -> Usage:
         command = [str(Path(sys.executable).with_name("kolors")), "run", str(file), "--out", f"{temporary}/out"]
         if case.job == "draw_from_cache":
             _watch(command)
-        return _watch(command)
+        usage = _watch(command)
+        report = json.loads(Path(temporary, "out/report.json").read_text(encoding="utf-8"))
+        usage.phases = {name: phase["memory_gib"] for name, phase in report["phases"].items()}
+        return usage
 
 
 def _watch(command: Sequence[str]) -> Usage:
