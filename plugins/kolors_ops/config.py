@@ -37,11 +37,23 @@ class AttentionSDPA(AttentionConfig):
         return SDPAAttention()
 
 
+class AttentionRecomputed(AttentionConfig):
+    """Attention on CPUs in blocks that a cache holds; going back, each block's probabilities are computed again."""
+
+    type: Literal["recomputed"] = "recomputed"
+
+    def build(self, ctx: BuildContext) -> protocols.Attention:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.attention.recomputed import RecomputedAttention
+
+        return RecomputedAttention()
+
+
 class AttentionAuto(AttentionConfig):
     """Attention by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[AttentionConfig] = Field(default=[AttentionSDPA()])
+    prefer: list[AttentionConfig] = Field(default=[AttentionRecomputed(), AttentionSDPA()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.Attention:
@@ -130,6 +142,7 @@ class GEGLUAuto(GEGLUConfig):
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     AttentionReference,
     AttentionSDPA,
+    AttentionRecomputed,
     AttentionAuto,
     GroupNormSiLUReference,
     GroupNormSiLUTorch,

@@ -9,6 +9,7 @@ from kolors_ops.auto import AutoOp
 from kolors_ops.config import (
     COMPONENTS,
     AttentionAuto,
+    AttentionRecomputed,
     AttentionReference,
     AttentionSDPA,
     GEGLUAuto,
@@ -128,8 +129,8 @@ def test_every_auto_is_the_same_after_being_written_and_read(kind: type[Any]) ->
     assert auto.model_dump(mode="json")["prefer"][1] == {"type": "auto", "prefer": []}
 
 
-def test_the_defaults_prefer_what_torch_fuses() -> None:
-    assert AttentionAuto().prefer == [AttentionSDPA()]
+def test_the_defaults_prefer_what_is_fastest() -> None:
+    assert AttentionAuto().prefer == [AttentionRecomputed(), AttentionSDPA()]
     assert [c.type for c in GroupNormSiLUAuto().prefer] == ["torch"]
     assert [c.type for c in GEGLUAuto().prefer] == ["torch"]
     assert AttentionReference() not in AttentionAuto().prefer

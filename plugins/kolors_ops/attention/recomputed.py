@@ -31,8 +31,9 @@ class RecomputedAttention:
         if reason := self.refuses(q, k, v, mask):
             raise ValueError(f"attention 'recomputed' refuses: {reason}")
         check_additive(mask)
-        result: Tensor = _Recomputed.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
-        return result
+        bias = None if mask is None else _per_head(mask, q.shape[:2])
+        result: Tensor = _Recomputed.apply(*(x.flatten(0, 1) for x in (q, k, v)), bias)  # type: ignore[no-untyped-call]
+        return result.view(q.shape)
 
     def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
         """Say why this call cannot run here: not on a CPU, several dtypes, a mask to be trained; or return None."""
@@ -45,23 +46,14 @@ class RecomputedAttention:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.heads = q.shape[:2]
-        q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
-        bias = None if mask is None else _per_head(mask, ctx.heads)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v, bias)
-        out = torch.empty_like(q)
-        with torch.autocast("cpu", enabled=False):
-            for heads, rows in _blocks(len(q), q.shape[1], k.shape[1]):
-                seen = _probabilities(q[heads, rows], k[heads], _of_rows(bias, heads, rows))
-                out[heads, rows] = torch.bmm(seen.to(v.dtype), v[heads])
-        return out.view(*ctx.heads, *out.shape[1:])
+        return _attend(q, k, v, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
-        gradient = gradient.flatten(0, 1)
         inner = torch.promote_types(q.dtype, torch.float32)
         # Blocks of rows add to the gradients of the same keys, so these are rounded once, at the end.
         for_q, for_k, for_v = torch.empty_like(q), torch.zeros_like(k, dtype=inner), torch.zeros_like(v, dtype=inner)
@@ -74,8 +66,16 @@ class _Recomputed(torch.autograd.Function):
                 for_q[heads, rows] = torch.bmm(for_scores, k[heads])
                 for_k[heads] += torch.bmm(for_scores.mT, q[heads, rows])
         scale = 1 / math.sqrt(q.shape[-1])
-        found = for_q.mul_(scale), for_k.mul_(scale).to(k.dtype), for_v.to(v.dtype)
-        return *(tensor.view(*ctx.heads, *tensor.shape[1:]) for tensor in found), None
+        return for_q.mul_(scale), for_k.mul_(scale).to(k.dtype), for_v.to(v.dtype), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.empty_like(q)
+    with torch.autocast("cpu", enabled=False):
+        for heads, rows in _blocks(len(q), q.shape[1], k.shape[1]):
+            seen = _probabilities(q[heads, rows], k[heads], _of_rows(bias, heads, rows))
+            out[heads, rows] = torch.bmm(seen.to(v.dtype), v[heads])
+    return out
 
 
 def _per_head(mask: Tensor, heads: torch.Size) -> Tensor:
