@@ -145,9 +145,10 @@ class SDXLVAE(AutoencoderConfig):
     none: random weights."""
     architecture: VAEArchitecture | None = None
     """The inside of a net with random weights; none: the released one."""
-    tile: PositiveInt | None = None
+    tile: PositiveInt | Literal["auto"] | None = "auto"
     """Decode in overlapping, blended tiles of this side in pixels: less memory, and a picture that is close but not
-    the same, since norms and attention see one tile at a time. None: decode whole."""
+    the same, since norms and attention see one tile at a time. `auto`: whole where that takes at most half of the
+    memory that is free, else in tiles that do, and a warning says so. None: decode whole."""
     attention: AttentionConfig = Field(default={"type": "auto"}, validate_default=True)
     """How attention is computed."""
     group_norm_silu: GroupNormSiLUConfig = Field(default={"type": "auto"}, validate_default=True)
@@ -157,7 +158,7 @@ class SDXLVAE(AutoencoderConfig):
     def _check(self) -> Self:
         if self.path is not None and self.architecture is not None:
             raise ValueError(_TWO_SOURCES)
-        if self.tile is not None:
+        if isinstance(self.tile, int):
             step = self.spec().downscale
             if self.tile % step or self.tile < 4 * step:
                 raise ValueError(f"tile is {self.tile} pixels, must be a multiple of {step} and at least {4 * step}")
