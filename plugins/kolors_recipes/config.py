@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -25,6 +25,8 @@ from kolors_kernel.kinds import (
 )
 from kolors_kernel.values import LatentSpec
 from kolors_recipes import tiny
+from kolors_recipes.whole_model import names_a_place_on_the_hub, with_paths_of_the_model
+from kolors_weights.places import WeightsPath
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
@@ -42,6 +44,9 @@ def by_type(name: str) -> object:
 class ModelRecipe(RecipeConfig):
     """What every recipe around the whole model shares: its three parts, the adapters, and whether they fit."""
 
+    model: WeightsPath | None = None
+    """A whole model: its folders text_encoder, vae (or autoencoder) and unet (or backbone) become the `path` of those
+    of the three parts that name none, and so it is written down."""
     text_encoder: TextEncoderConfig
     """Turns prompts into conditioning (2.1.1)."""
     autoencoder: AutoencoderConfig
@@ -51,12 +56,22 @@ class ModelRecipe(RecipeConfig):
     adapters: list[AdapterConfig] = Field(default=[])
     """Wrapped around the backbone, in this order."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_of_the_model(cls, data: Any) -> Any:
+        return with_paths_of_the_model(data) if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
-    def _widths_fit(self) -> Self:
+    def _parts_fit(self) -> Self:
+        if not any(names_a_place_on_the_hub(part) for part in (self.text_encoder, self.autoencoder, self.backbone)):
+            self.refuse_misfits()
+        return self
+
+    def refuse_misfits(self) -> None:
+        """Raise ValueError unless the parts fit each other; that of parts on the Hub is known when they are built."""
         misfit = self.backbone.misfit(self.text_encoder.spec(), self.latents_of_backbone())
         if misfit:
             raise ValueError(misfit)
-        return self
 
     def latents_of_backbone(self) -> LatentSpec:
         """Return the shape of what the backbone is handed."""
@@ -102,10 +117,10 @@ class DrawingRecipe(Drawing, ModelRecipe):
     freeze: bool = True
     """Whether parts that can be are rearranged for speed once they are loaded."""
 
-    @model_validator(mode="after")
-    def _size_fits(self) -> Self:
+    def refuse_misfits(self) -> None:
+        """Raise ValueError unless the parts fit each other and the size."""
+        super().refuse_misfits()
         refuse_size_of_no_latents((self.height, self.width), self.autoencoder.spec())
-        return self
 
     def graphs(self) -> Mapping[str, Graph]:
         """Return the sampling graph, cut into phases."""

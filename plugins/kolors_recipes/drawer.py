@@ -13,6 +13,7 @@ from kolors_kernel.errors import RunError
 from kolors_recipes.conditioning import by_prompt, together
 from kolors_recipes.drawing import Source, phase_graphs
 from kolors_recipes.progress import Progress
+from kolors_weights.precision import exact_onednn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,10 @@ class Drawer:
     """Draws pictures with the parts that `lend` holds for each phase.
 
     `evaluations` is how often a picture asks the backbone, if that is known. With a `meter` the phases are measured
-    and their progress is shown.
+    and their progress is shown. `float32_products` says which library computed them on a CPU.
     """
+
+    float32_products = "nothing was computed"
 
     def __init__(
         self,
@@ -177,5 +180,6 @@ class Drawer:
     @contextmanager
     def _phase(self, name: str, total: int | None) -> Iterator[Progress]:
         measured = nullcontext() if self._meter is None else self._meter.phase(name)
-        with measured, Progress(name, total, silent=self._meter is None, passing=True) as progress:
+        shown = Progress(name, total, silent=self._meter is None, passing=True)
+        with exact_onednn() as self.float32_products, measured, shown as progress:
             yield progress

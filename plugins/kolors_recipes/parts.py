@@ -67,6 +67,13 @@ def _require_device(device: str) -> None:
         raise RecipeError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def _refuse_misfits(recipe: ModelRecipe) -> None:
+    try:
+        recipe.refuse_misfits()
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
 class DrawingParts:
     """The parts of a recipe that draws: all built at once, or each when a graph needs it and dropped after.
 
@@ -75,6 +82,7 @@ class DrawingParts:
 
     def __init__(self, recipe: DrawingRecipe, ctx: BuildContext) -> None:
         _require_device(ctx.device)
+        _refuse_misfits(recipe)
         self._recipe, self._ctx, self.meter = recipe, ctx, Meter(ctx.device)
         self._light = {name: getattr(recipe, name).build(ctx) for name in ("schedule", "solver", "guidance")}
         self._said: dict[str, Mapping[str, str]] = {}

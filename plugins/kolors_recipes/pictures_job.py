@@ -88,6 +88,7 @@ class PicturesJob:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "hold": self._recipe.hold,
+            "float32 products on a CPU": self.drawer.float32_products,
             **self._source.notes,
             "memory": meter.memory,
             "phases": meter.report(),
