@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from kolors_chatglm3.architecture import Architecture
+from kolors_chatglm3.attending import EVERY_SLOT, Asked, Block, attention_blocks, rotate, rotation, the_last_of
+from kolors_chatglm3.slots import Slots
+from kolors_kernel.errors import RecipeError
 
 
 class ChatGLM3Model(nn.Module):
@@ -24,20 +28,32 @@ class ChatGLM3Model(nn.Module):
         self.architecture = architecture
         self.embedding = Embedding(architecture.padded_vocab_size, architecture.hidden_size)
         self.encoder = Encoder(architecture)
-        self.rotations = Rotations(architecture.kv_channels // 2)
+        self.fixed: str | None = None
 
-    def forward(self, ids: Tensor, positions: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """ids, positions and real [B, L] -> tokens [B, L, D], pooled [B, D].
+    def fix(self, reason: str) -> None:
+        """Have the weights no longer trained, for a reason that `fixed` gives from now on."""
+        self.fixed = reason
+        self.requires_grad_(False)
 
-        Tokens are what the last layer reads, pooled is what it gives at the last slot; neither is normalised.
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Choose whether the weights are trained. Raises RecipeError when they are to be and are fixed."""
+        if requires_grad and self.fixed:
+            raise RecipeError(f"this text encoder cannot be trained: {self.fixed}")
+        return super().requires_grad_(requires_grad)
+
+    def forward(self, slots: Slots) -> tuple[Tensor, Tensor]:
+        """R slots of B texts -> tokens [R, D], pooled [B, D].
+
+        Tokens are what the last layer reads, pooled is what it gives at the last slot of each text; neither is
+        normalised.
         """
-        hidden = self.embedding.word_embeddings(ids)
-        rotation = self.rotations(positions, hidden.dtype)
-        mask = attention_mask(real, hidden.dtype)
-        *layers, final = self.encoder.layers
-        for layer in layers:
-            hidden = layer(hidden, rotation, mask, last=hidden.shape[1])
-        return hidden, final(hidden, rotation, mask, last=1).squeeze(1)
+        hidden: Tensor = self.embedding(slots.ids)
+        turns = rotation(slots.positions, self.architecture.kv_channels, hidden.dtype)
+        blocks, final = attention_blocks(slots, hidden.dtype), len(self.encoder.layers) - 1
+        for index, layer in enumerate(self.encoder.layers):
+            if index < final:
+                hidden = layer(hidden, turns, blocks, EVERY_SLOT)
+        return hidden, layer(hidden, turns, *the_last_of(slots, blocks))
 
     @torch.no_grad()
     def initialise(self, generator: Generator) -> None:
@@ -67,6 +83,16 @@ class Embedding(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(vocabulary, width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.word_embeddings.weight.device
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [R] -> [R, D]."""
+        found: Tensor = self.word_embeddings(ids)
+        return found
+
 
 class Encoder(nn.Module):
     """The stack of layers."""
@@ -87,10 +113,10 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(width, eps)
         self.mlp = SwiGLU(width, architecture.ffn_hidden_size)
 
-    def forward(self, hidden: Tensor, rotation: Tensor, mask: Tensor, *, last: int) -> Tensor:
-        """hidden [B, L, D] -> the new hidden states of its `last` slots [B, last, D]."""
-        attended = self.self_attention(self.input_layernorm(hidden), rotation, mask, last=last)
-        hidden = hidden[:, -last:] + attended
+    def forward(self, hidden: Tensor, turns: Tensor, blocks: list[Block], asked: Asked) -> Tensor:
+        """hidden [R, D] -> the new hidden states of the slots asked for [Q, D]."""
+        attended = self.self_attention(self.input_layernorm(hidden), turns, blocks, asked)
+        hidden = hidden[asked] + attended
         out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return out
 
@@ -107,20 +133,13 @@ class GroupedAttention(nn.Module):
         self.query_key_value = nn.Linear(architecture.hidden_size, inner + 2 * self.groups * self.head_width)
         self.dense = nn.Linear(inner, architecture.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, *, last: int) -> Tensor:
-        """Attend from the `last` slots to all: x [B, L, D], mask [B, 1, L, L] -> [B, last, D]."""
-        rows = self.query_key_value(x).unflatten(
-            -1, (self.heads + 2 * self.groups, self.head_width)
-        )  # [B, L, heads + 2 groups, E]
-        turned = rotate(rows[:, :, : -self.groups], rotation)
-        mixed = F.scaled_dot_product_attention(
-            turned[:, -last:, : self.heads].transpose(1, 2),
-            turned[:, :, self.heads :].transpose(1, 2),
-            rows[:, :, -self.groups :].transpose(1, 2),
-            mask[:, :, -last:],
-            enable_gqa=True,
-        )
-        out: Tensor = self.dense(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, turns: Tensor, blocks: list[Block], asked: Asked) -> Tensor:
+        """Attend from the slots asked for to the slots of their text: x [R, D] -> [Q, D]."""
+        heads = self.query_key_value(x).unflatten(-1, (-1, self.head_width))  # [R, heads + 2 groups, E]
+        turned, v = rotate(heads[:, : -self.groups], turns), heads[:, -self.groups :]
+        q, k = turned[asked, : self.heads], turned[:, self.heads :]
+        mixed = torch.cat([block.attend(q, k, v) for block in blocks])
+        out: Tensor = self.dense(mixed)
         return out
 
 
@@ -137,50 +156,3 @@ class SwiGLU(nn.Module):
         gate, value = self.dense_h_to_4h(x).chunk(2, dim=-1)
         out: Tensor = self.dense_4h_to_h(F.silu(gate) * value)
         return out
-
-
-class Rotations(nn.Module):
-    """The rotation of each position as complex numbers; computed once per number of positions, never saved."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self._table: Tensor | None = None
-        self._made_for: tuple[int, torch.dtype, torch.device] | None = None
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """positions [B, L] below L -> [B, L, 1, width / 2], complex."""
-        key = (positions.shape[1], dtype, positions.device)
-        if self._table is None or self._made_for != key:
-            self._table, self._made_for = rotation_table(key[0], self.width, dtype, key[2]), key
-        return self._table[positions].unsqueeze(2)
-
-
-def rotation_table(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return cos + i sin of position * 10000^(-2j / width), [length, width / 2] complex.
-
-    The angles are computed in float64 for a model in float64 and in float32 for all others; for half precision the
-    table is rounded to `dtype`, as it was when the released weights were trained.
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2, dtype=exact, device=device) / width)
-    angles = torch.outer(torch.arange(length, dtype=exact, device=device), frequencies)
-    return torch.complex(angles.cos().to(dtype).to(exact), angles.sin().to(dtype).to(exact))
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn neighbouring pairs in the first half of each head of x [B, L, A, E] by rotation [B, L, 1, E / 4]."""
-    turned, kept = x.chunk(2, dim=-1)
-    pairs = torch.view_as_complex(turned.to(rotation.real.dtype).view(*turned.shape[:-1], rotation.shape[-1], 2))
-    return torch.cat((torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype), kept), dim=-1)
-
-
-def attention_mask(real: Tensor, dtype: torch.dtype) -> Tensor:
-    """real [B, L] -> what is added to the scores, [B, 1, L, L]: 0 where a slot is seen and -inf where not.
-
-    A real token sees the real tokens up to itself, never padding. A padding slot sees everything, padding and later
-    tokens included: that is how the weights were released, and the backbone reads those slots too.
-    """
-    causal = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool, device=real.device).tril()
-    seen = (causal & real.unsqueeze(1)) | ~real.unsqueeze(2)  # [B, query, key]
-    return torch.zeros(seen.shape, dtype=dtype, device=real.device).masked_fill(~seen, -math.inf).unsqueeze(1)

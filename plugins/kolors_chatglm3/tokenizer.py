@@ -1,16 +1,15 @@
-"""From text to the slots that ChatGLM3 reads: a fixed number of token ids, padded on the left (2.1.1)."""
+"""From text to the token ids that ChatGLM3 reads (2.1.1)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-import torch
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
 
+from kolors_chatglm3.config import LONGEST
 from kolors_kernel.errors import RecipeError, WeightsError
 from kolors_weights.places import Place
 from kolors_weights.reading import find_file
@@ -19,33 +18,27 @@ SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>
 """The tokens that follow the pieces of the sentencepiece model, in order of their ids."""
 PREFIX = ("[gMASK]", "sop")
 """What every text begins with."""
+LongerPrompts: TypeAlias = Literal["cut", "extend", "refuse"]
+"""What happens to a text of more tokens than there are slots."""
 
 
 class TruncationWarning(UserWarning):
     """A text was longer than the slots, and its end was cut off."""
 
 
-@dataclass(frozen=True)
-class Slots:
-    """A batch of texts in L slots each: ids [B, L], positions [B, L], real [B, L] (false on padding)."""
-
-    ids: Tensor
-    positions: Tensor
-    real: Tensor
-
-
 class Tokenizer:
-    """Splits text into the pieces of a sentencepiece model and lays them into `max_tokens` slots.
+    """Splits text into the pieces of a sentencepiece model, `max_tokens` of them unless `longer` says otherwise.
 
     The text of special tokens is not parsed: inside a prompt "[gMASK]" is seven characters like any others.
     Raises WeightsError, naming `source`, when `model` is not a serialized sentencepiece model.
     """
 
-    def __init__(self, model: bytes, *, max_tokens: int, source: str) -> None:
+    def __init__(self, model: bytes, *, max_tokens: int, source: str, longer: LongerPrompts = "cut") -> None:
         if max_tokens <= len(PREFIX):
             raise ValueError(f"max_tokens {max_tokens} leaves no room for text after {' '.join(PREFIX)}")
         self.model = model
         self.max_tokens = max_tokens
+        self.longer = longer
         self.pieces = _load(model, source)
         self.special = {name: self.pieces.get_piece_size() + index for index, name in enumerate(SPECIAL)}
         self.pad = self.pieces.unk_id()
@@ -56,41 +49,33 @@ class Tokenizer:
         return self.pieces.get_piece_size() + len(SPECIAL)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each prompt, prefix included, at most `max_tokens` of them.
+        """Return the ids of each prompt, prefix included.
 
-        The head of a longer text is kept, and a TruncationWarning tells what was cut. Raises RecipeError for a
-        prompt that is no text.
+        Of a text longer than `max_tokens` the head is kept, and a TruncationWarning tells what was cut; or all of it
+        is, or it is refused. Raises RecipeError for a prompt that is refused, and for one that is no text.
         """
         texts = _texts(prompts)
         prefix = [self.special[name] for name in PREFIX]
         whole = [prefix + pieces for pieces in self.pieces.encode(texts)]
-        self._say_what_is_cut(texts, [len(ids) for ids in whole])
-        return [ids[: self.max_tokens] for ids in whole]
+        most = self._most(texts, [len(ids) for ids in whole])
+        return [ids[:most] for ids in whole]
 
-    def __call__(self, prompts: Sequence[str]) -> Slots:
-        """Return the prompts in their slots, padded on the left; see `ids` for what happens to long ones."""
-        rows = self.ids(prompts)
-        empty = [self.max_tokens - len(ids) for ids in rows]
-        ids = [[self.pad] * pads + row for pads, row in zip(empty, rows, strict=True)]
-        slot = torch.arange(self.max_tokens) - torch.tensor(empty, dtype=torch.long).unsqueeze(1)  # [B, L]
-        return Slots(
-            ids=torch.tensor(ids, dtype=torch.long).view(len(rows), self.max_tokens),
-            positions=slot.clamp(min=0),
-            real=slot >= 0,
-        )
-
-    def _say_what_is_cut(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
-        cut = {index: length - self.max_tokens for index, length in enumerate(lengths) if length > self.max_tokens}
-        if not cut:
-            return
-        first = next(iter(cut))
-        others = f"; so do {len(cut) - 1} more of this batch" if len(cut) > 1 else ""
-        warnings.warn(
-            f"prompt {first} ({texts[first][:40]!r}…) has {lengths[first]} tokens, so its last {cut[first]} are cut"
-            f"{others}: set max_tokens to {max(lengths)} to keep everything",
-            TruncationWarning,
-            stacklevel=4,
-        )
+    def _most(self, texts: Sequence[str], lengths: Sequence[int]) -> int:
+        """Return how many tokens of a text are kept, having said or refused what is lost."""
+        most = LONGEST if self.longer == "extend" else self.max_tokens
+        cut = [index for index, length in enumerate(lengths) if length > most]
+        if cut:
+            first, others = cut[0], f"; so do {len(cut) - 1} more of this batch" if len(cut) > 1 else ""
+            said = f"prompt {first} ({texts[first][:40]!r}…) has {lengths[first]} tokens"
+            if self.longer != "cut":
+                raise RecipeError(f"{said}, and may have {most}{others}: shorten it, or set longer_prompts to cut")
+            warnings.warn(
+                f"{said}, so its last {lengths[first] - most} are cut{others}: set max_tokens to {max(lengths)} "
+                "or longer_prompts to extend to keep everything",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        return most
 
 
 def read_model(file: Path) -> bytes:

@@ -79,7 +79,7 @@ def test_diffusers_loads_what_is_saved(saved: Path) -> None:
     inputs = tokenizer(PROMPTS, padding="max_length", max_length=32, truncation=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**inputs, output_hidden_states=True).hidden_states
-    ours = encoded(made())
+    ours = encoded(ChatGLM3(path=saved, max_tokens=32, merge_padding=False).build(BuildContext()))
     torch.testing.assert_close(hidden[-2].transpose(0, 1), ours.tokens, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(hidden[-1][-1], ours.pooled, rtol=1e-5, atol=1e-5)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kolors_chatglm3.byte_pieces import byte_pieces
+from kolors_chatglm3.slots import Slots
 from kolors_chatglm3.tokenizer import Tokenizer, TruncationWarning
 from kolors_chatglm3.train_tokenizer import train_tokenizer
 
@@ -65,14 +66,18 @@ def known_prompts() -> list[str]:
     return found
 
 
+def laid(tokenizer: Tokenizer, texts: list[str]) -> Slots:
+    return Slots.of(tokenizer.ids(texts), pad=tokenizer.pad, least=tokenizer.max_tokens)
+
+
 def assert_same_slots(ours: Tokenizer, peer: Any, texts: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
-        slots = ours(texts)
+        slots = laid(ours, texts)
     theirs = peer(texts, padding="max_length", max_length=ours.max_tokens, truncation=True, return_tensors="pt")
-    assert slots.ids.tolist() == theirs["input_ids"].tolist()
-    assert slots.positions.tolist() == theirs["position_ids"].tolist()
-    assert slots.real.int().tolist() == theirs["attention_mask"].tolist()
+    assert slots.ids.tolist() == theirs["input_ids"].flatten().tolist()
+    assert slots.positions.tolist() == theirs["position_ids"].flatten().tolist()
+    assert slots.real.int().tolist() == theirs["attention_mask"].flatten().tolist()
 
 
 def test_released_ids_follow_the_pieces(real: Tokenizer) -> None:
@@ -103,11 +108,12 @@ def test_text_of_special_tokens_is_not_parsed(real: Tokenizer) -> None:
 
 
 def test_padding_is_on_the_left_with_positions_that_start_at_the_prefix() -> None:
-    slots = bytes_in(6)(["ab", ""])
+    slots = laid(bytes_in(6), ["ab", ""])
     prefix = [260, 262]
-    assert slots.ids.tolist() == [[0, 0, *prefix, 100, 101], [0, 0, 0, 0, *prefix]]
-    assert slots.positions.tolist() == [[0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1]]
-    assert slots.real.sum(1).tolist() == [4, 2]
+    assert slots.lengths == (6, 6)
+    assert slots.ids.tolist() == [0, 0, *prefix, 100, 101, 0, 0, 0, 0, *prefix]
+    assert slots.positions.tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0, 0, 0, 1]
+    assert slots.real.tolist() == [False] * 2 + [True] * 4 + [False] * 4 + [True] * 2
 
 
 def test_text_that_just_fits_is_not_warned_about() -> None:
@@ -127,6 +133,22 @@ def test_one_warning_speaks_for_a_whole_batch() -> None:
     with pytest.warns(TruncationWarning, match="so do 2 more of this batch: set max_tokens to 102 ") as said:
         bytes_in(6).ids(["x" * 10, "x" * 100, "y", "x" * 50])
     assert len(said) == 1
+
+
+def test_longer_text_can_be_kept_whole_in_slots_of_its_own_number() -> None:
+    whole = Tokenizer(byte_pieces(), max_tokens=6, source="bytes", longer="extend")
+    slots = laid(whole, ["abcdefg", "ab"])
+    assert slots.lengths == (9, 6)
+    assert slots.real.tolist() == [True] * 9 + [False] * 2 + [True] * 4
+    with pytest.raises(RecipeError, match=r"prompt 0 .* has 40002 tokens, and may have 32768"):
+        whole.ids(["x" * 40000])
+
+
+def test_longer_text_can_be_refused_by_its_number_and_length() -> None:
+    strict = Tokenizer(byte_pieces(), max_tokens=6, source="bytes", longer="refuse")
+    assert strict.ids(["abcd"]) == [[260, 262, 100, 101, 102, 103]]
+    with pytest.raises(RecipeError, match=r"prompt 1 .'abcdefg'….* has 9 tokens, and may have 6.*set longer_prompts"):
+        strict.ids(["a", "abcdefg"])
 
 
 @pytest.mark.parametrize(
