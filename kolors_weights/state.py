@@ -15,6 +15,8 @@ from torch import Tensor
 from kolors_kernel.errors import WeightsError
 from kolors_weights import paging
 
+_DAMAGE = (OSError, OverflowError, RuntimeError, ValueError, struct.error)
+
 
 class State(Mapping[str, Tensor]):
     """The tensors of a checkpoint by key, on the CPU in the dtype they were stored in.
@@ -91,8 +93,8 @@ def map_pickle(file: Path) -> State:
         raise WeightsError(
             f"{file} is damaged or holds more than tensors, perhaps code, and is refused; save it as safetensors"
         ) from error
-    # A damaged pickle fails wherever its reader happens to notice; a list of what random damage was seen to raise.
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, struct.error) as error:
+    # A damaged pickle fails wherever its reader happens to notice: a list of what random damage was seen to raise.
+    except (*_DAMAGE, AssertionError, AttributeError, EOFError, LookupError, TypeError) as error:
         raise WeightsError(f"{file} is not a complete file of weights: {error}") from error
     if not isinstance(state, dict) or not all(_is_plain(tensor) for tensor in state.values()):
         raise WeightsError(f"{file} should be a mapping from names to tensors and nothing else")
@@ -108,7 +110,7 @@ def _can_be_mapped(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, *_DAMAGE):
         return False  # the reader says what is wrong with it
 
 
