@@ -77,6 +77,13 @@ class ModelRecipe(RecipeConfig):
         """Return the shape of what the backbone is handed."""
         return self.autoencoder.spec()
 
+    def latents_of_any_backbone(self) -> LatentSpec:
+        """Return the same for a backbone that may be an inpainting net, which is handed a mask and a picture more."""
+        plain = self.autoencoder.spec()
+        more = LatentSpec(plain.channels, plain.downscale, given=1 + plain.channels)
+        text = self.text_encoder.spec()
+        return more if self.backbone.misfit(text, plain) and not self.backbone.misfit(text, more) else plain
+
 
 def refuse_size_of_no_latents(size: tuple[int, int], latents: LatentSpec) -> None:
     """Raise ValueError unless height and width are multiples of what one of these latents stands for."""

@@ -67,15 +67,13 @@ class Drawer:
         cls, recipe: DrawingRecipe, ctx: BuildContext, parts: DrawingParts, source: Source | None = None
     ) -> Drawer:
         """Return what draws by a recipe, with its parts."""
-        source = source or Source()
-        steps = getattr(recipe.solver, "steps", None)
         return cls(
             parts.lend,
             recipe,
             ctx,
             negative_prompt=recipe.negative_prompt,
             source=source,
-            evaluations=steps and int(steps * source.given.get("strength", 1)),
+            evaluations=parts.evaluations,
             meter=parts.meter,
         )
 

@@ -114,11 +114,8 @@ class Inpaint(FromPicture):
     """Whether pixels that are not painted anew are the image's own in the end, bit for bit, and not decoded ones."""
 
     def latents_of_backbone(self) -> LatentSpec:
-        """Return the shape of what the backbone is handed: an ordinary one the latents, an inpainting net more."""
-        plain = super().latents_of_backbone()
-        beside = LatentSpec(plain.channels, plain.downscale, given=1 + plain.channels)
-        text = self.text_encoder.spec()
-        return beside if self.backbone.misfit(text, plain) and not self.backbone.misfit(text, beside) else plain
+        """Return the shape of what the backbone is handed: latents, and an inpainting net more."""
+        return self.latents_of_any_backbone()
 
     def graphs(self) -> Mapping[str, Graph]:
         """Return the graphs of the phases."""

@@ -43,10 +43,7 @@ class Export(ModelRecipe):
 
     def latents_of_backbone(self) -> LatentSpec:
         """Return the shape of what the backbone reads: five channels more where it is one for inpainting."""
-        plain = super().latents_of_backbone()
-        beside = LatentSpec(plain.channels, plain.downscale, given=1 + plain.channels)
-        text = self.text_encoder.spec()
-        return beside if self.backbone.misfit(text, plain) and not self.backbone.misfit(text, beside) else plain
+        return self.latents_of_any_backbone()
 
     def graphs(self) -> Mapping[str, Graph]:
         """Return a graph for each part, since one is dropped before the next is loaded."""

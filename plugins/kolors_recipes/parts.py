@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from kolors_kernel.errors import RecipeError
 from kolors_recipes.measuring import Meter
@@ -15,6 +16,7 @@ from kolors_recipes.measuring import Meter
 if TYPE_CHECKING:
     from kolors_kernel.component import BuildContext
     from kolors_kernel.graph import Graph
+    from kolors_kernel.protocols import NoiseSchedule, Solver
     from kolors_recipes.config import DrawingRecipe, ModelRecipe
 
 Lend: TypeAlias = "Callable[[Graph], AbstractContextManager[Mapping[str, Any]]]"
@@ -67,6 +69,25 @@ def _require_device(device: str) -> None:
         raise RecipeError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
+def count_evaluations(solver: Solver, schedule: NoiseSchedule, *, strength: float | None) -> int:
+    """Return how often the solver asks its denoiser, by having it solve for one pixel.
+
+    Raises RecipeError when it refuses: steps that do not fit on the schedule, a strength that leaves none.
+    """
+    asked, pixel = list[Tensor](), torch.zeros(1, 1, 1, 1)
+
+    def denoise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        asked.append(timesteps)
+        return noisy
+
+    start: dict[str, Any] = {} if strength is None else {"latents": pixel, "strength": strength}
+    try:
+        solver.solve(denoise, pixel, schedule, generator=torch.Generator(), **start)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return len(asked)
+
+
 def _refuse_misfits(recipe: ModelRecipe) -> None:
     try:
         recipe.refuse_misfits()
@@ -77,15 +98,18 @@ def _refuse_misfits(recipe: ModelRecipe) -> None:
 class DrawingParts:
     """The parts of a recipe that draws: all built at once, or each when a graph needs it and dropped after.
 
-    `meter` measures the loading, and whatever else it is told.
+    `evaluations` is how often a picture asks the backbone, on the last `strength` of the steps from a picture where
+    that is given. `meter` measures the loading, and whatever else it is told. Raises RecipeError for what does not fit,
+    before anything is loaded.
     """
 
-    def __init__(self, recipe: DrawingRecipe, ctx: BuildContext) -> None:
+    def __init__(self, recipe: DrawingRecipe, ctx: BuildContext, *, strength: float | None = None) -> None:
         _require_device(ctx.device)
         _refuse_misfits(recipe)
         self._recipe, self._ctx, self.meter = recipe, ctx, Meter(ctx.device)
         self._light = {name: getattr(recipe, name).build(ctx) for name in ("schedule", "solver", "guidance")}
         self._said: dict[str, Mapping[str, str]] = {}
+        self.evaluations = count_evaluations(self._light["solver"], self._light["schedule"], strength=strength)
         self._held = self._built(MODEL) if recipe.hold == "all" else {}
 
     def lend(self, graph: Graph) -> AbstractContextManager[Mapping[str, Any]]:

@@ -36,7 +36,7 @@ class PicturesJob:
         self._recipe, self._ctx, self._source = recipe, ctx, source or Source()
         requests = requests_of(recipe)
         self._requests = {ctx.out / f"{index:03d}.png": request for index, request in enumerate(requests)}
-        self._parts = DrawingParts(recipe, ctx)
+        self._parts = DrawingParts(recipe, ctx, strength=self._source.given.get("strength"))
         self.drawer = Drawer.assemble(recipe, ctx, self._parts, self._source)
         self._written_down = json.dumps(recipe.model_dump(mode="json"), ensure_ascii=False)
         self.graphs: Mapping[str, Graph] = self.drawer.graphs

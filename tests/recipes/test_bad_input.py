@@ -42,6 +42,11 @@ def kolors(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]
         ("drawing", {"autoencoder__tile": 7}, "autoencoder: tile is 7 pixels, must be a multiple of 4"),
         ("train", {"stages__0__optimizer__learning_rate": ".nan"}, "stages.0.optimizer.learning_rate: Input should be"),
         ("train", {"stages__0__optimizer__betas": "[2, 3]"}, "stages.0.optimizer.betas.0: Input should be less than 1"),
+        (
+            "drawing",
+            {"solver__steps": 2000},
+            "2000 steps of leading spacing do not fit on a schedule of 1100 timesteps",
+        ),
         ("drawing", {"width": 30}, "the size 16 x 30 is not a multiple of 4 pixels; try 16 x 32"),
         (
             "train",
