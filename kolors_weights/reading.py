@@ -15,8 +15,6 @@ from kolors_kernel.errors import WeightsError
 from kolors_weights.places import HubPlace, Place
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from kolors_weights.state import State
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -115,11 +113,6 @@ def _shard_names(file: Path) -> dict[str, str]:
         if Path(name).name != name:
             raise WeightsError(f"{file} names the shard {name!r}, which is not in {file.parent}")
     return names
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of `open_state` as a plain dict."""
-    return dict(open_state(file))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

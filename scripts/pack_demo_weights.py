@@ -15,7 +15,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from kolors_weights.reading import find_weights, read_config, read_state
+from kolors_weights.reading import find_weights, open_state, read_config
 from kolors_weights.writing import write_state
 
 STEMS = {"text_encoder": "model", "autoencoder": "diffusion_pytorch_model", "backbone": "diffusion_pytorch_model"}
@@ -24,7 +24,7 @@ STEMS = {"text_encoder": "model", "autoencoder": "diffusion_pytorch_model", "bac
 def pack(trained: Path, shipped: Path) -> None:
     """Write one part's config.json and its tensors in half precision into `shipped`, emptied first."""
     stem = STEMS[trained.name]
-    state = {key: tensor.half() for key, tensor in read_state(find_weights(trained, stem)).items()}
+    state = {key: tensor.half() for key, tensor in open_state(find_weights(trained, stem)).items()}
     config = read_config(trained)
     shutil.rmtree(shipped, ignore_errors=True)
     write_state(shipped, state, config, stem=f"{stem}.fp16")

@@ -17,7 +17,7 @@ from kolors_sdxl.config import SDXLVAE
 
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import RunError, WeightsError
-from kolors_weights.reading import read_state
+from kolors_weights.reading import open_state
 
 STEM = "diffusion_pytorch_model"
 
@@ -48,7 +48,7 @@ def test_a_truncated_file_is_named(saved: Path, kept: int) -> None:
 
 
 def test_a_pickle_of_tensors_loads(saved: Path) -> None:
-    wanted = read_state(saved / f"{STEM}.safetensors")
+    wanted = dict(open_state(saved / f"{STEM}.safetensors"))
     found = load(as_pickle(saved, wanted)).module.state_dict()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
@@ -64,7 +64,7 @@ class Intruder:
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(saved: Path) -> None:
-    state: dict[str, object] = {**read_state(saved / f"{STEM}.safetensors"), "x": Intruder(saved / "mark")}
+    state: dict[str, object] = {**open_state(saved / f"{STEM}.safetensors"), "x": Intruder(saved / "mark")}
     with pytest.raises(WeightsError, match=rf"{STEM}\.bin is damaged or holds more than tensors, perhaps code"):
         load(as_pickle(saved, state))
     (saved / f"{STEM}.bin").write_bytes(pickle.dumps(Intruder(saved / "mark"), protocol=2))
@@ -91,7 +91,7 @@ def test_damage_to_a_pickle_never_gets_past_the_reader(
     content[min(place, len(content) - 1)] = byte
     file.write_bytes(content[:cut])
     try:
-        state = read_state(file)
+        state = dict(open_state(file))
     except WeightsError as error:
         assert str(file) in str(error)
     else:
@@ -103,7 +103,7 @@ def shard(folder: Path) -> dict[str, str]:
     from safetensors.torch import save_file
 
     file = folder / f"{STEM}.safetensors"
-    state = read_state(file)
+    state = dict(open_state(file))
     keys = sorted(state)
     places = {key: f"{STEM}-0000{1 + (n > 20)}-of-00002.safetensors" for n, key in enumerate(keys)}
     for name in set(places.values()):
@@ -114,7 +114,7 @@ def shard(folder: Path) -> dict[str, str]:
 
 
 def test_shards_under_an_index_load_as_one(saved: Path) -> None:
-    wanted = read_state(saved / f"{STEM}.safetensors")
+    wanted = dict(open_state(saved / f"{STEM}.safetensors"))
     shard(saved)
     found = load(saved).module.state_dict()
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)

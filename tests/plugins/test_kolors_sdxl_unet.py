@@ -20,7 +20,7 @@ from kolors_kernel import BuildContext
 from kolors_kernel.errors import WeightsError
 from kolors_kernel.values import Conditioning, ConditioningSpec, LatentSpec
 from kolors_weights.modules import fit
-from kolors_weights.reading import read_config, read_state
+from kolors_weights.reading import open_state, read_config
 from kolors_weights.writing import write_state
 
 TEXT, LATENTS = ConditioningSpec(tokens=7, width=24, pooled=20), LatentSpec(channels=4, downscale=8)
@@ -335,7 +335,7 @@ def test_diffusers_loads_what_we_save(released: Path, tmp_path: Path) -> None:
 
 def test_saving_a_loaded_net_keeps_every_bit_and_every_setting(released: Path, tmp_path: Path) -> None:
     load(released).save(tmp_path)
-    before, after = (read_state(folder / f"{STEM}.safetensors") for folder in (released, tmp_path))
+    before, after = (open_state(folder / f"{STEM}.safetensors") for folder in (released, tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     old, new = read_config(released), read_config(tmp_path)
@@ -406,7 +406,7 @@ def test_refuses_nets_it_would_compute_wrongly(tmp_path: Path) -> None:
 
 
 def test_names_every_key_that_is_missing_extra_or_misshapen(released: Path, tmp_path: Path) -> None:
-    state = read_state(released / f"{STEM}.safetensors")
+    state = dict(open_state(released / f"{STEM}.safetensors"))
     del state["conv_in.bias"]
     state["stray"] = torch.zeros(1)
     state["conv_out.weight"] = torch.zeros(4, 3)
