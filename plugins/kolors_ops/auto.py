@@ -26,38 +26,45 @@ class Op(Protocol[P]):
 class AutoOp(Generic[P]):
     """The first of several implementations that does not refuse the call.
 
-    Each reason of each implementation is logged once in the life of this object, so that nothing falls back unseen
-    and a long run does not repeat itself.
+    `report` says which of them ran and why others did not. Each reason is logged too, once in the life of this object.
     """
 
     def __init__(self, kind: str, choices: Sequence[tuple[str, Op[P]]]) -> None:
         self.kind = kind
         self.choices = tuple(choices)
-        self._told: set[tuple[str, str]] = set()
+        self._ran: dict[str, None] = {}  # in the order they first ran
+        self._told: dict[tuple[str, str], None] = {}
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         """Do the op by the first choice that takes it. Raises ValueError when every one refuses."""
-        op, passed_over = self._choose(*args, **kwargs)
+        chosen, passed_over = self._choose(*args, **kwargs)
         for name, reason in passed_over:
             if (name, reason) not in self._told:
-                self._told.add((name, reason))
-                logger.warning("%s '%s' is passed over: %s", self.kind, name, reason)
-        if op is None:
+                self._told[name, reason] = None
+                logger.info("%s '%s' is passed over: %s", self.kind, name, reason)
+        if chosen is None:
             raise ValueError(f"no {self.kind} takes this call: {_listed(passed_over)}")
+        name, op = chosen
+        self._ran[name] = None
         return op(*args, **kwargs)
+
+    def report(self) -> str:
+        """Say which choices have run so far, and which were passed over and why."""
+        over = f" (passed over: {_listed(list(self._told))})" if self._told else ""
+        return (", ".join(self._ran) or "nothing has run yet") + over
 
     def refuses(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
         """Say why every choice refuses the call, or return None; a list that ends at a reference never refuses."""
-        op, passed_over = self._choose(*args, **kwargs)
-        return _listed(passed_over) if op is None else None
+        chosen, passed_over = self._choose(*args, **kwargs)
+        return _listed(passed_over) if chosen is None else None
 
-    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Op[P] | None, list[tuple[str, str]]]:
-        """Return the first op that takes the call, or None, and those before it by name with their reason."""
+    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[tuple[str, Op[P]] | None, list[tuple[str, str]]]:
+        """Return the first op that takes the call, with its name, or None, and those before it with their reason."""
         passed_over: list[tuple[str, str]] = []
         for name, op in self.choices:
             reason = op.refuses(*args, **kwargs)
             if reason is None:
-                return op, passed_over
+                return (name, op), passed_over
             passed_over.append((name, reason))
         return None, passed_over
 

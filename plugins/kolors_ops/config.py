@@ -49,11 +49,23 @@ class AttentionRecomputed(AttentionConfig):
         return RecomputedAttention()
 
 
+class AttentionBlocked(AttentionConfig):
+    """Attention on CPUs without gradients, in float32 inside, by products large enough for oneDNN to be fast."""
+
+    type: Literal["blocked"] = "blocked"
+
+    def build(self, ctx: BuildContext) -> protocols.Attention:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.attention.blocked import BlockedAttention
+
+        return BlockedAttention()
+
+
 class AttentionAuto(AttentionConfig):
     """Attention by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[AttentionConfig] = Field(default=[AttentionRecomputed(), AttentionSDPA()])
+    prefer: list[AttentionConfig] = Field(default=[AttentionBlocked(), AttentionRecomputed(), AttentionSDPA()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.Attention:
@@ -143,6 +155,7 @@ COMPONENTS: tuple[type[ComponentConfig], ...] = (
     AttentionReference,
     AttentionSDPA,
     AttentionRecomputed,
+    AttentionBlocked,
     AttentionAuto,
     GroupNormSiLUReference,
     GroupNormSiLUTorch,

@@ -9,6 +9,7 @@ from kolors_ops.auto import AutoOp
 from kolors_ops.config import (
     COMPONENTS,
     AttentionAuto,
+    AttentionBlocked,
     AttentionRecomputed,
     AttentionReference,
     AttentionSDPA,
@@ -74,6 +75,17 @@ def test_auto_ends_at_the_reference_whatever_is_preferred() -> None:
         torch.testing.assert_close(op(x), x[:, :4] * torch.nn.functional.gelu(x[:, 4:]))
 
 
+def test_the_report_says_what_ran_and_why_the_rest_did_not() -> None:
+    op = read(GEGLUConfig, {"type": "auto", "prefer": [{"type": "picky"}]}).build(BuildContext())
+    assert op.report() == "nothing has run yet"
+    op(torch.zeros(2, 4))
+    assert op.report() == "picky"
+    for width in (6, 6, 4, 8):
+        op(torch.zeros(2, width))
+    over = "picky: rows of 6 are wider than 4; picky: rows of 8 are wider than 4"
+    assert op.report() == f"picky, reference (passed over: {over})"
+
+
 def test_each_new_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     op = read(GEGLUConfig, {"type": "auto", "prefer": [{"type": "picky"}]}).build(BuildContext())
     with caplog.at_level(logging.INFO, logger="kolors_ops"):
@@ -85,10 +97,11 @@ def test_each_new_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
         "geglu 'picky' is passed over: rows of 6 are wider than 4",
         "geglu 'picky' is passed over: rows of 8 are wider than 4",
     ]
-    assert {r.levelno for r in caplog.records} == {logging.WARNING}
+    assert {r.levelno for r in caplog.records} == {logging.INFO}
 
 
 def test_two_autos_of_one_process_keep_their_own_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="kolors_ops")
     for _ in range(2):
         read(GEGLUConfig, {"type": "auto", "prefer": [{"type": "picky"}]}).build(BuildContext())(torch.zeros(1, 6))
     assert len(caplog.messages) == 2
@@ -130,7 +143,7 @@ def test_every_auto_is_the_same_after_being_written_and_read(kind: type[Any]) ->
 
 
 def test_the_defaults_prefer_what_is_fastest() -> None:
-    assert AttentionAuto().prefer == [AttentionRecomputed(), AttentionSDPA()]
+    assert AttentionAuto().prefer == [AttentionBlocked(), AttentionRecomputed(), AttentionSDPA()]
     assert [c.type for c in GroupNormSiLUAuto().prefer] == ["torch"]
     assert [c.type for c in GEGLUAuto().prefer] == ["torch"]
     assert AttentionReference() not in AttentionAuto().prefer
