@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection
 from functools import cache
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,16 @@ class Packed(nn.Module, ABC):
         """Return the plain layer that this one stands for, with a weight of its own."""
 
     @abstractmethod
+    def lay_out(self, plain: Any) -> None:
+        """Lay out the weight of a layer that can be packed."""
+
     def take(self, plain: Any) -> None:
         """Stand for this plain layer from now on. Raises RunError where its weight cannot be packed."""
+        if reason := reason_not_to_pack(plain):
+            raise RunError(f"the weight cannot be packed: {reason}")
+        self.lay_out(plain)
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> Self:
         """Raise RunError when asked to train: a packed weight has no gradient."""
         if mode:
             raise RunError("a packed layer does not train; unpack the module first")
@@ -41,7 +48,8 @@ class Packed(nn.Module, ABC):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return type(self), (self.plain(),)
 
-    def _check(self, x: Tensor, weight: Tensor, product: str) -> None:
+    def check(self, x: Tensor, weight: Tensor, product: Literal["matmul", "conv"]) -> None:
+        """Raise RunError where a gradient is wanted, or where a setting of torch's would round float32."""
         if x.requires_grad and torch.is_grad_enabled():
             raise RunError("a packed layer passes no gradients; unpack the module first, or use torch.no_grad()")
         if weight.dtype == torch.float32 and (reason := _why_rounded(product, _precision(product))):
@@ -64,9 +72,8 @@ class Packed(nn.Module, ABC):
 class PackedLinear(Packed):
     """A linear layer: [..., I] -> [..., O]."""
 
-    def take(self, plain: nn.Linear) -> None:
-        """Stand for this layer from now on. Raises RunError where its weight cannot be packed."""
-        _require_packable(plain)
+    def lay_out(self, plain: nn.Linear) -> None:
+        """Lay out the weight of a layer that can be packed."""
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
         self.bias = None if plain.bias is None else plain.bias.detach()
@@ -79,7 +86,7 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raise RunError where a gradient is wanted, or where a setting of torch's would round float32."""
-        self._check(x, self.packed, "matmul")
+        self.check(x, self.packed, "matmul")
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return out
 
@@ -87,9 +94,8 @@ class PackedLinear(Packed):
 class PackedConv2d(Packed):
     """A convolution: [B, C, h, w] -> [B, O, h', w'], channels last whatever it gets."""
 
-    def take(self, plain: nn.Conv2d) -> None:
-        """Stand for this layer from now on. Raises RunError where its weight cannot be packed."""
-        _require_packable(plain)
+    def lay_out(self, plain: nn.Conv2d) -> None:
+        """Lay out the weight of a layer that can be packed."""
         names = ("in_channels", "out_channels", "kernel_size", "padding", "stride", "dilation", "groups")
         self.sizes = {name: getattr(plain, name) for name in names}
         self.place = plain.padding, plain.stride, plain.dilation, plain.groups
@@ -104,7 +110,7 @@ class PackedConv2d(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raise RunError where a gradient is wanted, or where a setting of torch's would round float32."""
-        self._check(x, self.packed, "conv")
+        self.check(x, self.packed, "conv")
         x = x.contiguous(memory_format=torch.channels_last)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.place, "none", [], "")
         return out
@@ -113,8 +119,8 @@ class PackedConv2d(Packed):
 _PACKED: dict[type, type[Packed]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
 
 
-def pack(module: nn.Module) -> str:
-    """Replace every linear layer and convolution inside `module` by a packed one, and say in words what was done.
+def pack(module: nn.Module, keep: Collection[nn.Module] = ()) -> str:
+    """Replace every linear layer and convolution inside `module` but those to `keep`; say in words what was done.
 
     One at a time, so that no second copy of the weights is made; exact in float32 as in bfloat16. Layers that cannot
     be packed stay, and the words say why: not on a CPU, another dtype, a subclass, hooks, float32 that oneDNN rounds.
@@ -122,7 +128,7 @@ def pack(module: nn.Module) -> str:
     done, left = Counter[str](), Counter[str]()
     for parent, name in _children(module):
         layer = getattr(parent, name)
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer not in keep:
             if reason := reason_not_to_pack(layer):
                 left[reason] += 1
             else:
@@ -165,11 +171,6 @@ def reason_not_to_pack(layer: nn.Linear | nn.Conv2d) -> str | None:
         return f"weights of {weight.dtype} cannot be packed, only float32 and bfloat16"
     product = "matmul" if isinstance(layer, nn.Linear) else "conv"
     return _why_rounded(product, _precision(product))
-
-
-def _require_packable(layer: nn.Linear | nn.Conv2d) -> None:
-    if reason := reason_not_to_pack(layer):
-        raise RunError(f"the weight cannot be packed: {reason}")
 
 
 def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> None:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from kolors_sdxl.architecture import VAEArchitecture, vae_to_layout
 from kolors_sdxl.free_memory import free_bytes
+from kolors_sdxl.freezing import UNFROZEN, freeze
 from kolors_sdxl.vae import VAE
 from kolors_weights.modules import fit, without_weights
 from kolors_weights.reading import find_weights, open_state
@@ -52,7 +53,7 @@ class SDXLVAEAutoencoder:
         self.module: nn.Module = module
         self.architecture, self.tile, self._vae, self._free = architecture, tile, module, free
         self.scaling_factor = architecture.scaling_factor
-        self._decoded = "nothing yet"
+        self._decoded, self._weights = "nothing yet", UNFROZEN
 
     def encode(self, images: Tensor, *, generator: Generator | None = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], multiplied by the scaling factor, in the same dtype.
@@ -82,9 +83,13 @@ class SDXLVAEAutoencoder:
             return self.reconstruct(unscaled).to(latents.dtype)
         return self._decode_tiles(unscaled, size).to(latents.dtype)
 
+    def freeze(self) -> None:
+        """Pack the weights; they can no longer be trained."""
+        self._weights = freeze(self.module)
+
     def report(self) -> Mapping[str, str]:
-        """Say how pictures were decoded last."""
-        return {"decoding": self._decoded}
+        """Say how the weights lie, and how pictures were decoded last."""
+        return {"weights": self._weights, "decoding": self._decoded}
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> mean and log variance of the unscaled latents, [B, C, h, w] each.
@@ -111,7 +116,7 @@ class SDXLVAEAutoencoder:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self._vae.post_quant_conv.weight.dtype
+        return next(self._vae.parameters()).dtype
 
     def _ways(self, latents: Tensor) -> tuple[bool, int | None]:
         """Return whether to decode these latents one by one, and the side of tiles in pixels, None for whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kolors_sdxl.architecture import UNetShape, unet_to_layout
+from kolors_sdxl.freezing import UNFROZEN, freeze
 from kolors_sdxl.remembering import TextKeys
 from kolors_sdxl.unet import UNet
 from kolors_weights.modules import check_fit, fit, without_weights
@@ -33,7 +35,7 @@ class SDXLUNetBackbone:
         self.module: nn.Module = module
         self.shape = shape
         self.predicts: Literal["epsilon", "v"] = predicts
-        self._text_keys = TextKeys(module)
+        self._unet, self._text_keys, self._weights = module, TextKeys(module), UNFROZEN
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
         """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
@@ -49,6 +51,16 @@ class SDXLUNetBackbone:
         out: Tensor = self.module(noisy.to(dtype), timesteps, context, conditioning.pooled.to(dtype), size, mask)
         return out.to(noisy.dtype)
 
+    def freeze(self) -> None:
+        """Pack the weights; they can no longer be trained."""
+        # What reads the text runs once for a text, and stays plain so that a change of it is seen.
+        self._weights = freeze(self.module, keep=self._unet.text_readers())
+
+    def report(self) -> Mapping[str, str]:
+        """Say how the weights lie and which op ran, and why not a faster one."""
+        ops = {name: _told(getattr(self._unet.ops, name)) for name in ("attention", "group_norm_silu", "geglu")}
+        return {"weights": self._weights, **ops}
+
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.module.parameters()).dtype
@@ -56,6 +68,11 @@ class SDXLUNetBackbone:
     def save(self, folder: Path) -> None:
         """Write config.json and the weights as the released folders have them; diffusers reads them too."""
         write_state(folder, self.module.state_dict(), unet_to_layout(self.shape), stem=STEM)
+
+
+def _told(op: object) -> str:
+    """Say what an op says of itself where it chooses among several, else what it is."""
+    return str(op.report()) if hasattr(op, "report") else type(op).__name__
 
 
 def random_unet(shape: UNetShape, ops: Ops, *, device: str) -> UNet:

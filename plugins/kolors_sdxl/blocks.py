@@ -70,9 +70,9 @@ class ResnetBlock(nn.Module):
         """`embedding` [B, E] is what the time embedding is after its SiLU; None in a VAE."""
         h = self.conv1(norm_silu(self.op, self.norm1, x))
         if embedding is not None:
-            h = h + self.time_emb_proj(embedding)[:, :, None, None]
-        h = self.conv2(norm_silu(self.op, self.norm2, h))
-        out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+            h += self.time_emb_proj(embedding)[:, :, None, None]
+        out: Tensor = self.conv2(norm_silu(self.op, self.norm2, h))
+        out += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return out
 
 
@@ -83,6 +83,16 @@ def norm_silu(op: GroupNormSiLU, norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 Keys: TypeAlias = tuple[Tensor, Tensor]
 """What rows attend to: keys and values, [B, A, L, E] each."""
+
+
+def normal(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Return norm(x) of x [B, C, h, w]."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.is_contiguous():
+        out: Tensor = norm(x)
+        return out
+    # Where channels are last, torch reads the bfloat16s of few pixels one by one: ten times slower than float32.
+    wide = F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
+    return wide.to(x.dtype)
 
 
 class AttentionLayer(nn.Module):
@@ -117,7 +127,7 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = 4 * channels
         # Released files number the second projection 2: a dropout that Kolors never uses stands between.
-        self.net = nn.ModuleList([_GatedProjection(channels, inner, op=op), nn.Identity(), nn.Linear(inner, channels)])
+        self.net = nn.ModuleList([GatedProjection(channels, inner, op=op), nn.Identity(), nn.Linear(inner, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Project up, gate, project down."""
@@ -125,13 +135,16 @@ class FeedForward(nn.Module):
         return out
 
 
-class _GatedProjection(nn.Module):
+class GatedProjection(nn.Module):
+    """A projection to twice the inner width, one half of which gates the other: [B, N, C] -> [B, N, I]."""
+
     def __init__(self, channels: int, inner: int, *, op: GEGLU) -> None:
         super().__init__()
-        self.op = op
-        self.proj = nn.Linear(channels, 2 * inner)
+        self.op: Callable[[Tensor], Tensor] = op
+        self.proj: nn.Module = nn.Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project, then gate."""
         return self.op(self.proj(x))
 
 
@@ -149,9 +162,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, N, C], the text's keys k and v [B, A, L, E], additive mask [B, 1, 1, L] or None -> [B, N, C]."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), (k, v), mask)
-        out: Tensor = x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn2(self.norm2(x), (k, v), mask).add_(x)
+        out: Tensor = self.ff(self.norm3(x)).add_(x)
         return out
 
 
@@ -170,10 +183,10 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Iterator[Keys], mask: Tensor | None) -> Tensor:
         """x [B, C, h, w], the text's keys for each layer in turn, additive mask [B, 1, 1, L] or None."""
-        rows = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # [B, N, C]
+        rows = self.proj_in(normal(self.norm, x).flatten(2).transpose(1, 2))  # [B, N, C]
         for layer in self.transformer_blocks:
             rows = self.run(layer, rows, *next(context), mask)
-        out: Tensor = x + self.proj_out(rows).transpose(1, 2).view(x.shape)
+        out: Tensor = self.proj_out(rows).transpose(1, 2).view(x.shape).add_(x)
         return out
 
 

@@ -30,7 +30,7 @@ class TextKeys:
         Nothing is kept where gradients are wanted or weights have some, nor for tensors of torch.inference_mode, which
         do not count their changes.
         """
-        weights = self._unet.text_weights()
+        weights = [weight for reader in self._unet.text_readers() for weight in reader.parameters()]
         # The steps of fused optimizers are not counted either, and they take gradients.
         changing = torch.is_grad_enabled() or any(weight.grad is not None for weight in weights)
         if changing or any(t.is_inference() for t in (tokens, *weights)):

@@ -52,11 +52,10 @@ class UNet(nn.Module):
         rows = tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(tokens)
         return [attention.keys(rows) for attention in self._text_attentions()]
 
-    def text_weights(self) -> list[Tensor]:
-        """Return the weights that `context` depends on."""
-        readers = [part for attention in self._text_attentions() for part in (attention.to_k, attention.to_v)]
-        projection = [] if self.encoder_hid_proj is None else [self.encoder_hid_proj]
-        return [weight for part in (*projection, *readers) for weight in part.parameters()]
+    def text_readers(self) -> list[nn.Module]:
+        """Return the layers that `context` is made by."""
+        projection: list[nn.Module] = [] if self.encoder_hid_proj is None else [self.encoder_hid_proj]
+        return projection + [part for reader in self._text_attentions() for part in (reader.to_k, reader.to_v)]
 
     def _text_attentions(self) -> list[AttentionLayer]:
         return [layer.attn2 for layer in self.modules() if isinstance(layer, TransformerLayer)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu
+from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu, normal
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import Attention, GroupNormSiLU
@@ -140,8 +140,8 @@ class _PixelAttention(AttentionLayer):
         self.group_norm = nn.GroupNorm(groups, channels, _EPS)
 
     def forward(self, x: Tensor, keys: Keys | None = None, mask: Tensor | None = None) -> Tensor:
-        rows = super().forward(self.group_norm(x).flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
-        return x + rows.transpose(1, 2).view(x.shape)
+        rows = super().forward(normal(self.group_norm, x).flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
+        return rows.transpose(1, 2).view(x.shape).add_(x)
 
 
 def _resnet(before: int, channels: int, a: VAEArchitecture, op: GroupNormSiLU) -> ResnetBlock:
