@@ -239,8 +239,9 @@ DAMAGE = [
     (gone, r"index.*json names the shard '{shard}', which is not in"),
     (lacking_a_key, r"{shard} is not what .*index.*json says: it lacks 1 keys, as encoder"),
     (holding_more, r"{shard} is not what .*index.*json says: it holds besides 1 keys, as encoder\.more"),
+    (of_integers, r"of a wrong dtype: .* is int8, should be float16 or .*; these weights are quantised to int8"),
     (narrow, r"misshapen: .*encoder\.layers.* is \[.*\], should be \["),
-    (not_a_number, r"encoder\.layers\..* is not finite"),
+    (not_a_number, r"{shard}: encoder\.layers\..* is not finite"),
     (climbing_out, r"names the shard '\.\./{shard}', which is not in"),
 ]
 
