@@ -153,16 +153,19 @@ def _write(name: str, part: object, target: Target) -> int:
     if not hasattr(part, "save") or not hasattr(part, "module"):
         raise RecipeError(f"the part for {name}/ has no released form: it cannot be saved")
     saving = cast("SupportsTraining", part)
-    saving.module.to(target.dtype)
-    for key, tensor in saving.module.state_dict().items():
+    state = saving.module.to(target.dtype).state_dict()
+    whole = [key for key, tensor in state.items() if not tensor.is_floating_point()]
+    if whole:
+        raise RecipeError(f"the part for {name}/ has no released form: {whole[0]} holds {state[whole[0]].dtype}")
+    saving.save(target.folder / name)
+    for key, tensor in state.items():
         if not is_finite(tensor):
             raise WeightsError(f"{name}/: {key} is not finite in {target.dtype}; set dtype: float32 or bfloat16")
-    saving.save(target.folder / name)
     config = json.loads((target.folder / name / "config.json").read_text(encoding="utf-8"))
     wanted, found = _CLASSES[name][1], [config.get("_class_name"), *config.get("architectures", ())]
     if wanted not in found:
         raise RecipeError(f"the part for {name}/ has no released form: it saves no {wanted}")
-    return sum(tensor.numel() for tensor in saving.module.state_dict().values())
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -165,6 +165,28 @@ def test_a_part_without_a_released_form_is_refused_with_the_reason(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("how", "error", "said"),
+    [
+        ({"quantize": "int8"}, RecipeError, r"text_encoder/ has no released form: .* holds torch\.int8"),
+        ({"weights": "streamed"}, RunError, "the text encoder cannot be saved"),
+    ],
+)
+def test_an_encoder_that_does_not_hold_its_weights_is_refused(
+    recipe: dict[str, Any],
+    tiny: SimpleNamespace,
+    tmp_path: Path,
+    how: dict[str, str],
+    error: type[Exception],
+    said: str,
+) -> None:
+    export(recipe, tmp_path / "whole")
+    again = from_folder(tmp_path / "whole", tiny, type="export", schedule=RELEASED)
+    with pytest.raises(error, match=said):
+        export({**again, "text_encoder": {**again["text_encoder"], **how}}, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_weights_that_float16_cannot_hold_are_refused(
     recipe: dict[str, Any], tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
