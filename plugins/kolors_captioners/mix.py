@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from math import floor
 
@@ -30,8 +30,19 @@ class CaptionMixer:
 
     def choose(self, record: SampleRecord, *, seed: int, epoch: int) -> str:
         """Return the key of the caption to train with, or NO_CAPTION: a pure function of the arguments."""
-        there = _there(record.captions)
-        digest = blake2b(f"{seed} {record.id}".encode(), digest_size=32, person=b"caption mix").digest()
+        (key,) = self.choose_all([record.id], [_there(record.captions)], seed=seed, epoch=epoch)
+        return key
+
+    def choose_all(self, ids: Sequence[str], there: Sequence[Collection[str]], *, seed: int, epoch: int) -> list[str]:
+        """Return what `choose` would for samples of these ids, which have these captions and no empty ones."""
+        seeded, digests = blake2b(f"{seed} ".encode(), digest_size=32, person=b"caption mix"), list[bytes]()
+        for id in ids:
+            hashed = seeded.copy()
+            hashed.update(id.encode())
+            digests.append(hashed.digest())
+        return [self._choose(*each, epoch) for each in zip(digests, there, strict=True)]
+
+    def _choose(self, digest: bytes, there: Collection[str], epoch: int) -> str:
         dropout, origin, synthetic, original = _FOUR.unpack(digest)
         is_dropped, _, count = _turn(self.dropout, epoch, dropout)
         if is_dropped:
