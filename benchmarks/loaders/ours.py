@@ -1,7 +1,8 @@
 """This project's zarr source, checksums on: read ahead by `threads` or `processes`, or when asked for.
 
-Both captions are taken out of the records, since every peer delivers both; `chosen` delivers the one that its caption
-mix chooses, which is what a training gets. `reader` asks the store for encoded pictures, which the source decodes.
+Both captions are delivered, as by every peer, and none is chosen: the mix drops them all. `chosen` delivers the one
+that the mix chooses, which is what a training gets. `reader` asks the store for encoded pictures, which the source
+decodes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from kolors_captioners.config import Mix
 from kolors_zarr.buckets_config import OwnBuckets
 from kolors_zarr.config import ZarrSource
-from kolors_zarr.loading.batches import ZarrBatch
+from kolors_zarr.loading.batches import LazyRecords, ZarrBatch
 from kolors_zarr.store.layout import CAPTION
 from kolors_zarr.store.places import open_place
 from kolors_zarr.store.reading import Store
@@ -59,23 +60,25 @@ def epochs(store: Path, setting: Setting) -> Epochs:
     """Return the loader."""
     if setting.task == "bytes":
         return map_style.epochs(partial(Reader, store), setting)
+    chosen = setting.option.endswith("chosen")
     source = ZarrSource(
         path=str(store / STORE),
         pictures="latents" if setting.task == "latents" else "images",
         buckets=OwnBuckets(table=_sizes(setting)),
         batch=setting.size,
-        captions=Mix(dropout=0),
+        captions=Mix(dropout=0 if chosen else 1),
         threads=setting.workers,
         processes=setting.workers if setting.option.startswith("processes") else 0,
     ).build(BuildContext())
-    deliver = _chosen if setting.option.endswith("chosen") else _both
+    deliver = _chosen if chosen else _both
     return lambda number: map(deliver, source.batches(seed=0, epoch=number))
 
 
 def _both(batch: ZarrBatch) -> Batch:
     content, real = _content(batch)
-    texts = [record.captions for record in batch.records[:real]]
-    return Batch(content, None, [text["en_original"] for text in texts], [text["zh_synthetic"] for text in texts])
+    assert isinstance(batch.records, LazyRecords)
+    original, synthetic = (map(str, batch.records.captions(key)[:real]) for key in ("en_original", "zh_synthetic"))
+    return Batch(content, None, list(original), list(synthetic))
 
 
 def _chosen(batch: ZarrBatch) -> Batch:
@@ -101,6 +104,7 @@ class Reader:
 
     def read(self, numbers: Array) -> Batch:
         """Return the samples of these numbers."""
-        texts = [self.store.read_strings(CAPTION + key, numbers) for key in ("en_original", "zh_synthetic")]
+        where = self.store.locate(numbers)
+        texts = [self.store.read_strings(CAPTION + key, where) for key in ("en_original", "zh_synthetic")]
         original, synthetic = (list(map(str, each)) for each in texts)
-        return pack("bytes", self.store.read_views("image", numbers), original, synthetic)
+        return pack("bytes", self.store.read_views("image", where), original, synthetic)

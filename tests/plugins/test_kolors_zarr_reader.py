@@ -198,10 +198,18 @@ class TestRecordsAreLazy:
         assert sorted(records[1].captions) == sorted(BY_NUMBER[1].record.captions)
         columns = {key.split("/")[2] for key, _ in place.asked if key.startswith("samples/")}
         assert columns == {"id"}
+        assert store.captions([0, N - 1]) == [tuple(records[i].captions) for i in (0, N - 1)]
         assert records[2].captions["en_original"] == BY_NUMBER[2].record.captions["en_original"]
         asked = len(place.asked)
         assert records[7].captions["en_original"] == BY_NUMBER[7].record.captions["en_original"]
         assert len(place.asked) == asked
+
+    def test_ids_that_are_known_are_not_read_again(self, folder: Path) -> None:
+        place, store = counted(folder)
+        numbers = list(range(N)) * 12  # more than share the reading of a caption
+        ids = [BY_NUMBER[i].record.id for i in numbers]
+        assert store.records(numbers, ids) == [BY_NUMBER[i].record for i in numbers]
+        assert not [key for key, _ in place.asked if "/id/" in key]
 
     def test_mappings_are_as_good_as_dicts(self, folder: Path) -> None:
         record, plain = Store(Folder(folder)).records([4])[0], BY_NUMBER[4].record
@@ -251,6 +259,14 @@ class TestArgumentsThatCannotBeRight:
             store.read_strings("caption_fr", [0])
         with pytest.raises(ValueError, match="no column 'tag_level'; it has size, "):
             store.column("tag_level")
+
+    def test_samples_are_located_once_for_many_columns(self, store: Store) -> None:
+        where = store.locate([N - 1, 0, 5, 5])
+        assert len(where) == 4
+        assert store.locate(where) is where
+        assert store.records(where) == [BY_NUMBER[i].record for i in (N - 1, 0, 5, 5)]
+        assert store.read_bytes("image", where) == [BY_NUMBER[i].image for i in (N - 1, 0, 5, 5)]
+        assert store.rows("size", where).tolist() == [list(BY_NUMBER[i].record.size) for i in (N - 1, 0, 5, 5)]
 
     def test_conditioning_of_a_caption_that_a_sample_lacks(self, folder: Path) -> None:
         lacking = next(i for i, each in enumerate(BY_NUMBER) if "zh_original" not in each.record.captions)

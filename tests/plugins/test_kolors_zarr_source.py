@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from kolors_kernel.component import BuildContext, RecipePath
 from kolors_kernel.errors import DataError
+from kolors_kernel.protocols import CaptionMix
 from kolors_kernel.values import NO_CAPTION, Batch, Conditioning, Part, Sample, SampleRecord
 
 SQUARE = {"type": "square", "side": 8}
@@ -200,6 +202,33 @@ def test_choosing_captions_reads_those_that_are_given_out_and_no_others(monkeypa
     monkeypatch.setattr(source.store, "_texts", spied)
     (batch,) = source.batches(seed=0, epoch=0)
     assert sum(count for column, count in read if column.startswith("caption_")) == len(batch.keys) == 6
+
+
+class OneByOne:
+    """A caption mix that offers no more than it must."""
+
+    def __init__(self, mix: CaptionMix) -> None:
+        self._mix = mix
+
+    def choose(self, record: SampleRecord, *, seed: int, epoch: int) -> str:
+        return self._mix.choose(record, seed=seed, epoch=epoch)
+
+
+def test_a_mix_that_chooses_for_a_batch_chooses_what_it_would_for_each_sample() -> None:
+    source, plain = images(), images()
+    plain._readers._fill = replace(plain._readers._fill, mix=OneByOne(plain.mix))  # type: ignore[arg-type,type-var]
+    together, one_by_one = (
+        [batch.keys for epoch in range(4) for batch in each.batches(seed=2, epoch=epoch)] for each in (source, plain)
+    )
+    assert together == one_by_one
+    assert len({key for keys in together for key in keys}) > 2
+
+
+def test_a_caption_of_a_whole_batch_is_had_without_its_records() -> None:
+    for batch in images(batch=4).batches(seed=0, epoch=0):
+        for key in ("en_original", "zh_synthetic"):
+            found = batch.records.captions(key)  # type: ignore[attr-defined]
+            assert [text or "" for text in found] == [dict(each.captions).get(key, "") for each in batch.records]
 
 
 def test_stored_conditioning_is_that_of_the_chosen_caption() -> None:

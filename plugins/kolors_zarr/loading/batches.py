@@ -15,6 +15,7 @@ from torch import Tensor
 from kolors_kernel.values import Batch, Conditioning, SampleRecord
 from kolors_zarr.loading.filling import Filled
 from kolors_zarr.loading.ring import Slot
+from kolors_zarr.store.layout import CAPTION
 from kolors_zarr.store.reading import Store
 
 _DTYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
@@ -28,10 +29,14 @@ class ZarrBatch(Batch):
 
 
 class LazyRecords(Sequence[SampleRecord]):
-    """The records of some samples, read when the first of them is looked at."""
+    """The records of some samples, read when the first of them is looked at, but for ids that are known."""
 
-    def __init__(self, store: Store, numbers: NDArray[np.int64]) -> None:
-        self._store, self._numbers = store, numbers
+    def __init__(self, store: Store, numbers: NDArray[np.int64], ids: Sequence[str | None]) -> None:
+        self._store, self._numbers, self._ids = store, numbers, ids
+
+    def captions(self, key: str) -> list[str | None]:
+        """Return that caption of every sample, None for one that lacks it, without making records."""
+        return self._store.read_strings(CAPTION + key, self._numbers)
 
     @overload
     def __getitem__(self, place: int) -> SampleRecord: ...
@@ -48,7 +53,7 @@ class LazyRecords(Sequence[SampleRecord]):
 
     @cached_property
     def _records(self) -> list[SampleRecord]:
-        return self._store.records(self._numbers)
+        return self._store.records(self._numbers, self._ids)
 
 
 class PinnedSlot(Slot):
@@ -84,7 +89,7 @@ def to_batch(filled: Filled, slot: Slot, store: Store, *, pinned: bool) -> ZarrB
         conditioning = Conditioning(arrays["tokens"], arrays["pooled"], arrays.get("key_bias"))
     images = arrays.get("images")
     return ZarrBatch(
-        records=filled.records or LazyRecords(store, filled.numbers),
+        records=LazyRecords(store, filled.numbers, filled.ids),
         size=arrays["size"],
         weight=arrays["weight"],
         images=None if images is None else images.permute(0, 3, 1, 2),

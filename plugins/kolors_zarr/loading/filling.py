@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from math import prod
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kolors_kernel.errors import DataError
 from kolors_kernel.protocols import CaptionMix
-from kolors_kernel.values import NO_CAPTION, SampleRecord
+from kolors_kernel.values import NO_CAPTION
 from kolors_zarr.loading.ring import Memory
 from kolors_zarr.pictures.fitting import anywhere, centre, fill
 from kolors_zarr.store.conditioning import unpack_arrays
 from kolors_zarr.store.damage import Damage, DamagedSamples
 from kolors_zarr.store.layout import CAPTION, TEXT, group_name, group_size
+from kolors_zarr.store.numbering import Located
 from kolors_zarr.store.reading import Store
 
 Array: TypeAlias = NDArray[Any]
@@ -32,6 +33,15 @@ _TEXT_ROWS = 128
 """Rows of conditioning for which a slot has room; a text that has more after merging is rare, and kept beside it."""
 _MOST_ATTEMPTS = 128
 """How often a batch is read anew without its damaged samples."""
+
+
+class ChooseAll(Protocol):
+    """What a caption mix may offer as `choose_all`: its choices for a batch without a record for each sample."""
+
+    def __call__(
+        self, ids: Sequence[str | None], there: Sequence[Collection[str]], *, seed: int, epoch: int
+    ) -> list[str]:
+        """Return the keys that `choose` would for samples of these ids, which have these captions."""
 
 
 class Job(NamedTuple):
@@ -48,20 +58,17 @@ class Job(NamedTuple):
 class Filled:
     """What is where: the places of arrays in a slot by their names, and arrays that are not there.
 
-    numbers [B]: the samples that were read, which are others than the job's where one was damaged. keys: which
-    caption each was given, and captions their texts. records: theirs, which do not go from process to process.
+    numbers [B]: the samples that were read, which are others than the job's where one was damaged; ids: theirs, if
+    they had to be read. keys: which caption each was given, and captions their texts.
     """
 
     numbers: NDArray[np.int64]
     places: Mapping[str, Place]
     loose: Mapping[str, Array]
+    ids: Sequence[str | None] = ()
     keys: Sequence[str] = ()
     captions: Sequence[str] | None = None
     damages: Sequence[Damage] = ()
-    records: Sequence[SampleRecord] = ()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "records": ()}
 
 
 @dataclass
@@ -109,7 +116,7 @@ class Filler:
     crop: Literal["random", "centre"]
     damaged: Literal["raise", "replace"]
 
-    @property
+    @cached_property
     def column(self) -> str:
         """The column that pictures are read from."""
         columns = self.store.manifest.groups[0].columns
@@ -151,36 +158,44 @@ class Filler:
                 job = self._without(job, list(damages), attempt=attempt)
 
     def _filled(self, job: Job, arrays: _Arrays, damages: Sequence[Damage]) -> Filled:
-        size = arrays.new("size", (len(job.numbers), 6), np.float32)
-        size[:, :2] = self.store.rows("size", job.numbers)
+        where, ids = self.store.locate(job.numbers), list[str | None]()
+        if self.text is not None or self.column == "image":
+            ids = self.store.read_strings("id", where)
+        size = arrays.new("size", (len(where), 6), np.float32)
+        size[:, :2] = self.store.rows("size", where)
         arrays.new("weight", job.weight.shape, np.float32)[:] = job.weight
         shape, dtype = self.form(job.size)
-        pictures = arrays.new(self.pictures, (len(job.numbers), *shape), dtype)
+        pictures = arrays.new(self.pictures, (len(where), *shape), dtype)
         if self.column == "image":
-            size[:, 2:4], size[:, 4:] = self._decode(job, pictures), job.size
+            size[:, 2:4], size[:, 4:] = self._decode(job, where, ids, pictures), job.size
         else:
-            self.store.read_into(self.column, job.numbers, pictures)
-            size[:, 2:] = self.store.rows("crop", job.numbers)
-        keys, captions, records = list[str](), None, list[SampleRecord]()
+            self.store.read_into(self.column, where, pictures)
+            size[:, 2:] = self.store.rows("crop", where)
+        keys, captions = list[str](), None
         if self.text is not None:
-            records = self.store.records(job.numbers)
-            keys = [self.mix.choose(record, seed=job.seed, epoch=job.epoch) for record in records]
+            keys = self._chosen(job, where, ids)
         if self.text == "captions":
             captions = self._captions(job, keys)
         elif self.text == "conditioning":
             self._conditioning(job, keys, arrays)
-        return Filled(job.numbers, arrays.places, arrays.loose, keys, captions, damages, records)
+        return Filled(job.numbers, arrays.places, arrays.loose, ids, keys, captions, damages)
 
-    def _decode(self, job: Job, pictures: Array) -> list[Size]:
-        ids = self.store.read_strings("id", job.numbers)
+    def _chosen(self, job: Job, where: Located, ids: Sequence[str | None]) -> list[str]:
+        choose_all: ChooseAll | None = getattr(self.mix, "choose_all", None)
+        if choose_all is None:
+            records = self.store.records(where, ids)
+            return [self.mix.choose(record, seed=job.seed, epoch=job.epoch) for record in records]
+        return choose_all(ids, self.store.captions(where), seed=job.seed, epoch=job.epoch)
+
+    def _decode(self, job: Job, where: Located, ids: Sequence[str | None], pictures: Array) -> list[Size]:
         corners, damages = list[Size](), list[Damage]()
-        for row, data in enumerate(self.store.read_views("image", job.numbers)):
+        for row, data in enumerate(self.store.read_views("image", where)):
             corner = centre
             if self.crop == "random":
                 corner = partial(anywhere, key=_crop_key(job.seed, job.epoch, str(ids[row])))
             try:
-                where = f"sample '{ids[row]}' in {self.store.place.url}"
-                corners.append(fill(data, pictures[row], where=where, corner=corner))
+                name = f"sample '{ids[row]}' in {self.store.place.url}"
+                corners.append(fill(data, pictures[row], where=name, corner=corner))
             except DataError as error:
                 if self.damaged == "raise":
                     raise
@@ -191,16 +206,15 @@ class Filler:
 
     def _captions(self, job: Job, keys: Sequence[str]) -> list[str]:
         texts = [""] * len(keys)
-        for key in {*keys} - {NO_CAPTION}:
-            rows = [row for row, own in enumerate(keys) if own == key]
-            for row, text in zip(rows, self.store.read_strings(CAPTION + key, job.numbers[rows]), strict=True):
-                texts[row] = text or ""
+        for key, rows in _rows_by_key(keys):
+            if key != NO_CAPTION:
+                for row, text in zip(rows, self.store.read_strings(CAPTION + key, job.numbers[rows]), strict=True):
+                    texts[row] = text or ""
         return texts
 
     def _conditioning(self, job: Job, keys: Sequence[str], arrays: _Arrays) -> None:
         elements = [memoryview(b"")] * len(keys)
-        for key in {*keys}:
-            rows = [row for row, own in enumerate(keys) if own == key]
+        for key, rows in _rows_by_key(keys):
             for row, element in zip(rows, self.store.read_views(TEXT + key, job.numbers[rows]), strict=True):
                 elements[row] = element
         form = self.store.manifest.text
@@ -231,6 +245,11 @@ class Filler:
         number = (number + attempt**2) % self.store.samples
         group = int(starts.searchsorted(number, "right")) - 1
         return number, job.size if self.column == "image" else group_size(self.store.manifest.groups[group].name)
+
+
+def _rows_by_key(keys: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    for key in {*keys}:
+        yield key, [row for row, own in enumerate(keys) if own == key]
 
 
 def _crop_key(seed: int, epoch: int, id: str) -> int:

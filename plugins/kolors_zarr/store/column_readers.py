@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
 
 from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, Bytes, crc32c
 from kolors_zarr.store.manifest import Column
+from kolors_zarr.store.numbering import Wanted
 from kolors_zarr.store.shard import ELEMENT_BYTES
-from kolors_zarr.store.shards import Shards, Wanted
+from kolors_zarr.store.shards import Shards
 
 
 class ColumnReader(Protocol):
     """Reads a column of one group."""
 
-    def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
-        """Yield position and value, in any order: the bytes of an array, of a text, or simply bytes; checked.
+    def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterable[tuple[int, Bytes]]:
+        """Return position and value, in any order: the bytes of an array, of a text, or simply bytes; checked.
 
         Why one cannot be had goes into `faults` by its position.
         """

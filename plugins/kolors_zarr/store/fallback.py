@@ -14,8 +14,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from kolors_kernel.errors import DataError
 from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import REMEDY, ShardError, unreadable
+from kolors_zarr.store.numbering import Wanted
 from kolors_zarr.store.places import Place
-from kolors_zarr.store.shards import NO_CHUNK, Wanted
+from kolors_zarr.store.shards import NO_CHUNK
 
 Buffers: TypeAlias = list[Buffer | None]
 _UNREADABLE = (ValueError, RuntimeError, OSError, KeyError, IndexError, TypeError)
@@ -34,7 +35,7 @@ class ZarrReader:
 
     def values(self, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
         """Yield position and value of rows."""
-        for position, shard, row in zip(*(each.tolist() for each in wanted), strict=True):
+        for position, shard, row in wanted:
             at = (shard - self._first_shard) * self._shard_rows + row
             try:
                 value: Any = self._array[at : at + 1][0]  # type: ignore[index]
@@ -45,7 +46,7 @@ class ZarrReader:
             if isinstance(data, bytes) and not data:
                 faults[position] = NO_CHUNK
             else:
-                yield position, np.frombuffer(data, np.uint8)
+                yield position, np.frombuffer(data, np.uint8).data
 
 
 class ReadOnly(Store):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError
-from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, Bytes, crc32c
+from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, crc32c
 from kolors_zarr.store.damage import REMEDY, read_needed
 from kolors_zarr.store.layout import INDEX_CHUNK, OBJECT, TAG, chunk_key, index_key
 from kolors_zarr.store.manifest import Manifest
@@ -79,6 +79,8 @@ class IndexColumn:
 
     def rows(self, numbers: NDArray[np.int64]) -> Array:
         """Return some rows. Only the chunks they are in are read, and stay in memory while there is room."""
+        if self._used == len(self._slot):
+            return self._all[numbers]
         chunks, places = np.divmod(numbers, INDEX_CHUNK)
         with self._lock:
             slots = self._slot[chunks]
@@ -93,6 +95,10 @@ class IndexColumn:
             return found
 
     @cached_property
+    def _all(self) -> Array:
+        return self._kept.reshape(-1, *self._shape[1:])
+
+    @cached_property
     def _kept(self) -> Array:
         return np.empty((self._room, *self._chunk), self._dtype)  # the system gives memory as it is filled
 
@@ -101,17 +107,19 @@ class IndexColumn:
         if self._used + len(new) > self._room:
             self._slot[:], self._used, new = -1, 0, chunks
         for chunk, rows in zip(new.tolist(), self._requests.answers(self._read, new.tolist()), strict=True):
-            self._kept[self._used] = rows
-            self._slot[chunk], self._used = self._used, self._used + 1
+            # Where all chunks have room each has its own, so that one look finds a row when all are there.
+            slot = chunk if self._room == len(self._slot) else self._used
+            self._kept[slot], self._slot[chunk] = rows, slot
+            self._used += 1
 
     def _read(self, chunk: int) -> Array:
         key = chunk_key(self._key, chunk, axes=len(self._shape))
         return read_chunk(self._place, key, self._chunk_bytes).view(self._dtype).reshape(self._chunk)
 
 
-def read_chunk(place: Place, key: str, size: int) -> Bytes:
+def read_chunk(place: Place, key: str, size: int) -> NDArray[np.uint8]:
     """Return the `size` bytes of a chunk of the index. Raises DataError when it is missing or damaged."""
-    data = np.frombuffer(read_needed(place, key), np.uint8)
+    data = read_needed(place, key)
     if len(data) != size + CHECKSUM_BYTES or crc32c(data) != SEAL:
         raise DataError(f"{place.url}/{key} does not match its checksum; {REMEDY}")
-    return data[:-CHECKSUM_BYTES]
+    return np.frombuffer(data, np.uint8, size)

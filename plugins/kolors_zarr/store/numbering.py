@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +16,23 @@ from kolors_zarr.store.layout import shard_key
 from kolors_zarr.store.manifest import Manifest
 
 Numbers: TypeAlias = NDArray[np.int64]
-Asked: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+Wanted: TypeAlias = Sequence[tuple[int, int, int]]
+"""Rows of shards, all of one group: in what position the caller wants each, the shard, and the row in it."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Samples that are asked for, by their numbers, and where they are: what is wanted of each group."""
+
+    numbers: Numbers
+    wanted: Mapping[int, Wanted]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+Asked: TypeAlias = Sequence[int] | NDArray[np.integer[Any]] | Located
+"""Numbers of samples; who reads several columns of the same ones locates them once."""
 
 
 class Numbering:
@@ -25,10 +43,11 @@ class Numbering:
     """
 
     def __init__(self, manifest: Manifest, counts: NDArray[Any], *, where: str) -> None:
-        self._manifest = manifest
+        self.manifest = manifest
         self.starts = _starts([group.samples for group in manifest.groups])
         self._shards = _starts([group.shards for group in manifest.groups])  # the first shard of each group
         self._firsts = _starts(counts)  # the first sample of each shard
+        self._bounds = self.starts.tolist()
         if (self._firsts[self._shards] != self.starts).any() or counts.max(initial=0) > manifest.shard_rows:
             raise DataError(f"{where}: the shards hold other numbers of samples than the manifest says; {REMEDY}")
 
@@ -37,28 +56,28 @@ class Numbering:
         """The memory it takes."""
         return self._firsts.nbytes
 
-    def checked(self, asked: Asked) -> Numbers:
-        """Return sample numbers as an array. Raises ValueError for one that the store does not have."""
+    def locate(self, asked: Asked) -> Located:
+        """Return where samples are; shards are counted through the groups.
+
+        Raises ValueError for one that the store does not have.
+        """
+        if isinstance(asked, Located):
+            return asked
         numbers = np.asarray(asked, np.int64)
-        if numbers.size and (numbers.min() < 0 or numbers.max() >= self.starts[-1]):
-            raise ValueError(
-                f"samples {numbers.min()} to {numbers.max()} are asked for; there are 0 to {self.starts[-1] - 1}"
-            )
-        return numbers
-
-    def groups(self, numbers: Numbers) -> list[int]:
-        """Return the groups that samples are in, each once."""
-        return sorted({*(self.starts.searchsorted(numbers, "right") - 1).tolist()})
-
-    def are_in(self, group: int, numbers: Numbers) -> NDArray[np.bool_]:
-        """Return which samples are in a group."""
-        inside: NDArray[np.bool_] = (numbers >= self.starts[group]) & (numbers < self.starts[group + 1])
-        return inside
-
-    def locate(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
-        """Return the shards of samples, counted through the groups, and their rows in these."""
+        if not numbers.size:
+            return Located(numbers, {})
+        low, high = int(numbers.min()), int(numbers.max())
+        if low < 0 or high >= self._bounds[-1]:
+            raise ValueError(f"samples {low} to {high} are asked for; there are 0 to {self._bounds[-1] - 1}")
         shards = self._firsts.searchsorted(numbers, "right") - 1
-        return shards, numbers - self._firsts[shards]
+        wanted = list(zip(range(len(numbers)), shards.tolist(), (numbers - self._firsts[shards]).tolist(), strict=True))
+        group = bisect_right(self._bounds, low) - 1
+        if high < self._bounds[group + 1]:
+            return Located(numbers, {group: wanted})
+        groups: dict[int, list[tuple[int, int, int]]] = {}
+        for group, each in zip((self.starts.searchsorted(numbers, "right") - 1).tolist(), wanted, strict=True):
+            groups.setdefault(group, []).append(each)
+        return Located(numbers, groups)
 
     def first_shard(self, group: int) -> int:
         """Return the number of a group's first shard."""
@@ -67,7 +86,7 @@ class Numbering:
     def shard_key(self, column: str, shard: int) -> str:
         """Return the key of a column's shard."""
         number = int(self._shards.searchsorted(shard, "right")) - 1
-        group = self._manifest.groups[number]
+        group = self.manifest.groups[number]
         axes = 1 + len(group.columns[column].shape)
         return shard_key(group.name, column, shard - self.first_shard(number), axes=axes)
 

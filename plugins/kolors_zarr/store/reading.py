@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from threading import Lock
 from typing import Any, cast
 
@@ -21,21 +22,21 @@ from kolors_zarr.store.damage import Damage, DamagedSamples
 from kolors_zarr.store.index_reading import IndexColumns
 from kolors_zarr.store.layout import CAPTION, TEXT, column_key
 from kolors_zarr.store.manifest import Column, Manifest
-from kolors_zarr.store.numbering import Asked, Numbering, Numbers
+from kolors_zarr.store.numbering import Asked, Located, Numbering, Numbers
 from kolors_zarr.store.opening import read_manifest
 from kolors_zarr.store.places import Folder, Place
 from kolors_zarr.store.records import LazyCaptions, LazyTags, LazyTexts
 from kolors_zarr.store.requests import Requests
 from kolors_zarr.store.shard_files import ShardFiles
 from kolors_zarr.store.shard_ranges import ShardRanges
-from kolors_zarr.store.shards import Shards, ShardTable, Wanted
+from kolors_zarr.store.shards import Shards, ShardTable
 
 logger = logging.getLogger(__name__)
 _AT_ONCE = 16
 """Requests on their way to a place that is not a folder, for each thread that reads."""
 _RECORDS = 256
 """How many records share the reading of a caption."""
-_NOTHING = Column(kind="array")
+_NOTHING = Column(kind="array", dtype="void")
 
 
 class Store:
@@ -65,6 +66,7 @@ class Store:
         else:  # with threads of its own, for they wait for those of the index
             self._shards = ShardRanges(self.place, table, Requests(at_once))
         self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._keys = cache(partial(_keys, self.manifest.captions))
         self._opening = Lock()
 
     @property
@@ -100,7 +102,15 @@ class Store:
 
     def rows(self, name: str, numbers: Asked) -> NDArray[Any]:
         """Return a column of the index for some samples; only the pieces of it that they are in are read."""
-        return self._index[name].rows(self._numbering.checked(numbers))
+        return self._index[name].rows(self.locate(numbers).numbers)
+
+    def locate(self, numbers: Asked) -> Located:
+        """Return samples to be asked for in their stead: where they are is then not found out for each column."""
+        return self._numbering.locate(numbers)
+
+    def captions(self, numbers: Asked) -> list[Collection[str]]:
+        """Return the keys of the captions that some samples have, by the index alone."""
+        return [self._keys(bits) for bits in self.rows("captions", numbers).tolist()]
 
     def read_into(self, column: str, numbers: Asked, out: NDArray[Any]) -> None:
         """Copy arrays of some samples into `out` [numbers, ...], contiguous and of their dtype.
@@ -108,11 +118,13 @@ class Store:
         Raises DamagedSamples once all others are copied; the rows of the damaged ones stay as they were. Raises
         ValueError when `out` does not fit.
         """
-        asked = self._numbering.checked(numbers)
+        asked = self.locate(numbers)
         self._require_fit(column, asked, out)
-        rows, faults = out.reshape(len(asked), -1).view(np.uint8), dict[int, str]()
+        # Cutting up an array costs as much as copying 10 kB, and a view of its memory a fifth of that.
+        memory, faults = out.reshape(-1).view(np.uint8).data, dict[int, str]()
+        size = len(memory) // max(1, len(asked))
         for position, value in self._values(column, asked, faults):
-            np.copyto(rows[position], value)
+            memory[position * size : (position + 1) * size] = value
         self._raise_for(column, asked, faults)
 
     def read_bytes(self, column: str, numbers: Asked) -> list[bytes]:
@@ -127,19 +139,19 @@ class Store:
 
         For what is used at once, as a picture to decode; a view keeps its file mapped, or the request it came in.
         """
-        asked = self._numbering.checked(numbers)
+        asked = self.locate(numbers)
         found: list[memoryview | None] = [None] * len(asked)
         faults: dict[int, str] = {}
         for position, value in self._values(column, asked, faults):
-            found[position] = value.data
+            found[position] = memoryview(value)
         self._raise_for(column, asked, faults)
         if None in found:
-            raise ValueError(f"sample number {asked[found.index(None)]} has no {column}")
+            raise ValueError(f"sample number {asked.numbers[found.index(None)]} has no {column}")
         return cast(list[memoryview], found)
 
     def read_strings(self, column: str, numbers: Asked) -> list[str | None]:
         """Return texts of some samples, None for a caption that a sample lacks. Raises DamagedSamples."""
-        asked = self._numbering.checked(numbers)
+        asked = self.locate(numbers)
         faults: dict[int, str] = {}
         texts = self._texts(column, asked, faults)
         self._raise_for(column, asked, faults)
@@ -147,52 +159,50 @@ class Store:
 
     def damages(self, column: str, numbers: Asked) -> list[Damage]:
         """Return what is wrong with a column in some samples, all of which are read and checked."""
-        asked, faults = self._numbering.checked(numbers), dict[int, str]()
+        asked, faults = self.locate(numbers), dict[int, str]()
         for _ in self._values(column, asked, faults):
             pass
         return self._damages(column, asked, faults)
 
-    def records(self, numbers: Asked) -> list[SampleRecord]:
+    def records(self, numbers: Asked, ids: Sequence[str | None] = ()) -> list[SampleRecord]:
         """Return the records of some samples; captions and tags are read when first looked at. Raises DamagedSamples.
 
-        Looking at one caption reads it for a few hundred neighbours in `numbers`, too.
+        Looking at one caption reads it for a few hundred neighbours in `numbers`, too. `ids` are not read again where
+        they are known.
         """
-        asked = self._numbering.checked(numbers)
-        starts = range(0, len(asked), _RECORDS)
-        return [record for start in starts for record in self._records(asked[start : start + _RECORDS])]
+        asked = self.locate(numbers)
+        ids = ids or self.read_strings("id", asked)
+        if len(asked) <= _RECORDS:
+            return self._records(asked, ids)
+        parts = (slice(start, start + _RECORDS) for start in range(0, len(asked), _RECORDS))
+        return [each for part in parts for each in self._records(self.locate(asked.numbers[part]), ids[part])]
 
-    def _records(self, asked: Numbers) -> Iterator[SampleRecord]:
-        ids, sizes = self.read_strings("id", asked), self.rows("size", asked).tolist()
+    def _records(self, asked: Located, ids: Sequence[str | None]) -> list[SampleRecord]:
         tags = LazyTexts(partial(self._lazy, "tags", asked))
-        captions = {key: LazyTexts(partial(self._lazy, CAPTION + key, asked)) for key in self.manifest.captions}
-        for place, (id, size, bits) in enumerate(zip(ids, sizes, self.rows("captions", asked).tolist(), strict=True)):
-            there = {key: captions[key] for i, key in enumerate(captions) if bits >> i & 1}
-            yield SampleRecord(str(id), tuple(size), LazyCaptions(there, place), LazyTags(tags, place))
+        texts = {key: LazyTexts(partial(self._lazy, CAPTION + key, asked)) for key in self.manifest.captions}
+        rows = zip(ids, self.rows("size", asked).tolist(), self.captions(asked), strict=True)
+        return [
+            SampleRecord(str(id), tuple(size), LazyCaptions(texts, keys, place), LazyTags(tags, place))
+            for place, (id, size, keys) in enumerate(rows)
+        ]
 
-    def _texts(self, column: str, asked: Numbers, faults: dict[int, str]) -> list[str | None]:
+    def _texts(self, column: str, asked: Located, faults: dict[int, str]) -> list[str | None]:
         texts: list[str | None] = [None] * len(asked)
         for position, value in self._values(column, asked, faults):
-            texts[position] = value.tobytes().decode()
+            texts[position] = str(value, "utf-8")
         return texts
 
-    def _lazy(self, column: str, asked: Numbers) -> list[str | DamagedSamples | None]:
+    def _lazy(self, column: str, asked: Located) -> list[str | DamagedSamples | None]:
         """Return texts, with what to raise in place of those that cannot be read."""
         faults: dict[int, str] = {}
         texts = self._texts(column, asked, faults)
         errors = {each.number: DamagedSamples(self.place.url, [each]) for each in self._damages(column, asked, faults)}
-        return [errors.get(number, text) for number, text in zip(asked.tolist(), texts, strict=True)]
+        return [errors.get(number, text) for number, text in zip(asked.numbers.tolist(), texts, strict=True)]
 
-    def _values(self, column: str, asked: Numbers, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
-        """Yield position and bytes of each value that is there and right, and put the others into `faults`."""
-        shards, rows = self._numbering.locate(asked)
-        positions = np.arange(len(asked))
-        groups = self._numbering.groups(asked)
-        for group in groups:
-            wanted = Wanted(positions, shards, rows)
-            if len(groups) > 1:
-                here = self._numbering.are_in(group, asked)
-                wanted = Wanted(positions[here], shards[here], rows[here])
-            yield from self._reader(column, group).values(wanted, faults)
+    def _values(self, column: str, asked: Located, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
+        """Return position and bytes of each value that is there and right, and put the others into `faults`."""
+        reader = partial(self._reader, column)
+        return chain.from_iterable(reader(group).values(wanted, faults) for group, wanted in asked.wanted.items())
 
     def _reader(self, column: str, group: int) -> ColumnReader:
         reader = self._readers.get((column, group))
@@ -214,36 +224,37 @@ class Store:
         logger.warning("%s/%s is read through zarr-python, which is slow: %s", self.place.url, key, why)
         return ZarrReader(self.place, key, first_shard=self._numbering.first_shard(number), shard_rows=rows)
 
-    def _require_fit(self, column: str, asked: Numbers, out: NDArray[Any]) -> None:
-        for number in self._numbering.groups(asked):
+    def _require_fit(self, column: str, asked: Located, out: NDArray[Any]) -> None:
+        for number in asked.wanted:
             group = self.manifest.groups[number]
             held = group.columns.get(column, _NOTHING)
-            wanted, found = (held.dtype, (len(asked), *held.shape)), (str(out.dtype), out.shape)
-            if wanted != found or not out.flags.c_contiguous:
+            shape = (len(asked), *held.shape)
+            if out.shape != shape or out.dtype != held.dtype or not out.flags.c_contiguous:
                 raise ValueError(
-                    f"{column} of {group.name} is read into a contiguous array of {wanted[0]} {list(wanted[1])}; this "
-                    f"one is of {found[0]} {list(found[1])} with strides {out.strides}"
+                    f"{column} of {group.name} is read into a contiguous array of {held.dtype} {list(shape)}; this "
+                    f"one is of {out.dtype} {list(out.shape)} with strides {out.strides}"
                 )
 
-    def _raise_for(self, column: str, asked: Numbers, faults: dict[int, str]) -> None:
+    def _raise_for(self, column: str, asked: Located, faults: dict[int, str]) -> None:
         damages = self._damages(column, asked, faults)
         if damages:
             raise DamagedSamples(self.place.url, damages)
 
-    def _damages(self, column: str, asked: Numbers, faults: dict[int, str]) -> list[Damage]:
+    def _damages(self, column: str, asked: Located, faults: dict[int, str]) -> list[Damage]:
         """Return faults with the names of their samples, without those of captions that a sample does not have."""
         if not faults:
             return []
         positions = np.array(sorted(faults))
-        positions = positions[self._has(column, asked[positions])]
-        numbers = asked[positions]
-        ids: list[str | None] = [None] * len(numbers)
+        positions = positions[self._has(column, asked.numbers[positions])]
+        lost = self.locate(asked.numbers[positions])
+        ids: list[str | None] = [None] * len(lost)
         with suppress(DataError):  # the name is a kindness; where it is lost too the number must do
-            ids = self._texts("id", numbers, {})
-        shards, rows = (each.tolist() for each in self._numbering.locate(numbers))
-        keys = [self._numbering.shard_key(column, shard) for shard in shards]
-        whys = [faults[position] for position in positions.tolist()]
-        return [Damage(*each) for each in zip(numbers.tolist(), ids, keys, rows, whys, strict=True)]
+            ids = self._texts("id", lost, {})
+        found = []
+        for place, shard, row in sorted(chain.from_iterable(lost.wanted.values())):
+            key, why = self._numbering.shard_key(column, shard), faults[int(positions[place])]
+            found.append(Damage(int(lost.numbers[place]), ids[place], key, row, why))
+        return found
 
     def _has(self, column: str, numbers: Numbers) -> NDArray[np.bool_]:
         """Return which samples must have a column: those that have the caption it is of, or all."""
@@ -253,3 +264,7 @@ class Store:
         bit = np.uint16(1 << self.manifest.captions.index(key))
         has: NDArray[np.bool_] = self.rows("captions", numbers) & bit != 0
         return has
+
+
+def _keys(captions: Sequence[str], bits: int) -> Collection[str]:
+    return tuple(key for i, key in enumerate(captions) if bits >> i & 1)

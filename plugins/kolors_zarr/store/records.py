@@ -39,27 +39,28 @@ class _LazyMapping(Mapping[str, str]):
 
 
 class LazyCaptions(_LazyMapping):
-    """A sample's captions; which there are is known without reading one."""
+    """A sample's captions; which there are is known without reading one.
 
-    def __init__(self, texts: Mapping[str, LazyTexts], place: int) -> None:
-        self._texts, self._place = texts, place
+    `texts` has those of all samples, and `there` are the keys of this one's, none of which is empty: what a caption
+    mix chooses from.
+    """
 
-    @property
-    def there(self) -> Collection[str]:
-        """The captions that there are, and none of them is empty: what a caption mix chooses from."""
-        return self._texts.keys()
+    def __init__(self, texts: Mapping[str, LazyTexts], there: Collection[str], place: int) -> None:
+        self._texts, self.there, self._place = texts, there, place
 
     def __getitem__(self, key: str) -> str:
+        if key not in self.there:
+            raise KeyError(key)
         return self._texts[key][self._place]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._texts
+        return key in self.there
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
+        return iter(self.there)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self.there)
 
 
 class LazyTags(_LazyMapping):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-from collections.abc import Iterator
 from functools import lru_cache, partial
-
-import numpy as np
 
 from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import ShardError, unreadable
 from kolors_zarr.store.layout import ABSENT
+from kolors_zarr.store.numbering import Wanted
 from kolors_zarr.store.places import Folder
-from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, Wanted, require_size
+from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, require_size
 
 _MOST_FILES = 16_384
 """A quarter of the mappings that Linux lets a process have."""
@@ -35,10 +33,10 @@ class ShardFiles:
         room = _MOST_FILES if allowed == resource.RLIM_INFINITY else min(allowed // 4, _MOST_FILES)
         self._mapped = lru_cache(room)(partial(_mapped, folder, table))
 
-    def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
-        """Yield position and bytes of chunks, as `Shards` says; the bytes are the file's own."""
-        mapped = self._mapped
-        for position, shard, row in zip(*(each.tolist() for each in wanted), strict=True):
+    def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> list[tuple[int, Bytes]]:
+        """Return position and bytes of chunks, as `Shards` says; but for texts, the bytes are the file's own."""
+        found, mapped = list[tuple[int, Bytes]](), self._mapped
+        for position, shard, row in wanted:
             try:
                 data, index = mapped(column, shard)
             except ShardError as error:
@@ -48,19 +46,22 @@ class ShardFiles:
             if start == ABSENT:
                 faults[position] = NO_CHUNK
             else:
-                yield position, data[start : start + index[2 * row + 1]]
+                found.append((position, data[start : start + index[2 * row + 1]]))
+        return found
 
 
-def _mapped(folder: Folder, table: ShardTable, column: str, shard: int) -> tuple[Bytes, memoryview]:
+def _mapped(folder: Folder, table: ShardTable, column: str, shard: int) -> tuple[mmap.mmap | Bytes, memoryview]:
     key, wanted, checksum = table.expected(column, shard)
     if not wanted:
-        return np.empty(0, np.uint8), table.no_chunks
+        return b"", table.no_chunks
     try:
         with open(f"{folder.path}/{key}", "rb", buffering=0) as file:
             require_size(os.fstat(file.fileno()).st_size, wanted)
-            data = np.frombuffer(mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ), np.uint8)
+            data = mmap.mmap(file.fileno(), wanted, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise ShardError(NO_SHARD) from error
     except OSError as error:
         raise unreadable(folder, key, error) from error
-    return data, table.index(data[-table.index_bytes :], checksum)
+    index = table.index(memoryview(data)[-table.index_bytes :], checksum)
+    # A piece of a map is a copy, and one of a view another view: of a text, the copy costs less.
+    return data if table.kind(column) == "string" else memoryview(data), index

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
-import numpy as np
-
 from kolors_zarr.store.checksums import Bytes
 from kolors_zarr.store.damage import ShardError, unreadable
 from kolors_zarr.store.layout import ABSENT
+from kolors_zarr.store.numbering import Wanted
 from kolors_zarr.store.places import Place
 from kolors_zarr.store.requests import Requests
-from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, Wanted, require_size
+from kolors_zarr.store.shards import NO_CHUNK, NO_SHARD, ShardTable, require_size
 
 GAP = 128 * 1024
 """Bytes that nobody asked for are read rather than asked around up to here: a request costs more."""
@@ -46,11 +45,11 @@ class ShardRanges:
 
     def _spans(self, column: str, wanted: Wanted, faults: dict[int, str]) -> list[_Span]:
         """Return what to ask for: the chunks of each shard in their order, close ones together."""
-        shards = np.unique(wanted.shards).tolist()
+        shards = sorted({shard for _, shard, _ in wanted})
         opened = self._requests.answers(partial(self._try_index, column), shards)
         indices = dict(zip(shards, opened, strict=True))
         places: list[tuple[int, int, int, int]] = []
-        for position, shard, row in zip(*(each.tolist() for each in wanted), strict=True):
+        for position, shard, row in wanted:
             index = indices[shard]
             if isinstance(index, ShardError):
                 faults[position] = str(index)
@@ -73,14 +72,13 @@ class ShardRanges:
         except ShardError as error:
             return error
 
-    def _read(self, span: _Span) -> Bytes | None:
+    def _read(self, span: _Span) -> memoryview | None:
         try:
-            data = self._place.read_ranges(span.key, [(span.start, span.stop - span.start)])[0]
+            return memoryview(self._place.read_ranges(span.key, [(span.start, span.stop - span.start)])[0])
         except FileNotFoundError:
             return None
         except OSError as error:
             raise unreadable(self._place, span.key, error) from error
-        return np.frombuffer(data, np.uint8)
 
 
 @dataclass
@@ -111,4 +109,4 @@ def _read_index(place: Place, table: ShardTable, column: str, shard: int) -> mem
         raise ShardError(NO_SHARD) from error
     except OSError as error:
         raise unreadable(place, key, error) from error
-    return table.index(np.frombuffer(tail, np.uint8), checksum)
+    return table.index(tail, checksum)

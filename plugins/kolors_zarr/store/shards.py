@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
@@ -11,19 +11,12 @@ from kolors_zarr.store.checksums import CHECKSUM_BYTES, SEAL, Bytes, crc32c
 from kolors_zarr.store.damage import ShardError
 from kolors_zarr.store.index_reading import IndexColumns
 from kolors_zarr.store.layout import ABSENT, OBJECT
-from kolors_zarr.store.numbering import Numbering, Numbers
+from kolors_zarr.store.manifest import ColumnKind
+from kolors_zarr.store.numbering import Numbering, Wanted
 from kolors_zarr.store.shard import index_bytes
 
 NO_CHUNK = "the chunk is not there"
 NO_SHARD = "the shard is missing"
-
-
-class Wanted(NamedTuple):
-    """Rows of shards, and in what position the caller wants each of them; all of one group."""
-
-    positions: Numbers
-    shards: Numbers
-    rows: Numbers
 
 
 class Shards(Protocol):
@@ -32,8 +25,8 @@ class Shards(Protocol):
     most_bytes: int
     """The memory that knowing them may come to take."""
 
-    def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
-        """Yield position and bytes of chunks, checksums included and not yet compared, in any order.
+    def chunks(self, column: str, wanted: Wanted, faults: dict[int, str]) -> Iterable[tuple[int, Bytes]]:
+        """Return position and bytes of chunks, checksums included and not yet compared, in any order.
 
         Why one cannot be had goes into `faults` by its position. Raises DataError when an object may not be read.
         """
@@ -53,11 +46,15 @@ class ShardTable:
         low, high, checksum = self._index[OBJECT + column].rows(np.array([shard]))[0].tolist()
         return self.key(column, shard), low + (high << 32), checksum
 
+    def kind(self, column: str) -> ColumnKind:
+        """Return what the values of a column are."""
+        return self._numbering.manifest.groups[0].columns[column].kind
+
     def key(self, column: str, shard: int) -> str:
         """Return a shard's key."""
         return self._numbering.shard_key(column, shard)
 
-    def index(self, tail: Bytes, checksum: int) -> memoryview:
+    def index(self, tail: bytes | memoryview, checksum: int) -> memoryview:
         """Return offset and length of chunk i at 2 i and 2 i + 1, from the last `index_bytes` of a shard, not copied.
 
         Raises ShardError unless they match the checksum they end with, and that is the one the store's index names.
@@ -65,7 +62,7 @@ class ShardTable:
         pairs = tail[:-CHECKSUM_BYTES]
         if crc32c(tail) != SEAL or crc32c(pairs) != checksum:
             raise ShardError("the index of the shard does not match its checksum")
-        return pairs.data.cast("Q")
+        return memoryview(pairs).cast("Q")
 
 
 def require_size(found: int, wanted: int) -> None:
