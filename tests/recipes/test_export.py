@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from kolors_kernel import BuildContext, load_recipe
+from kolors_kernel.cli import main
 from kolors_kernel.errors import RecipeError, RunError, WeightsError
 from kolors_kernel.registry import discover
 from kolors_kernel.values import ConditioningSpec, LatentSpec
@@ -65,6 +66,14 @@ def test_what_was_exported_is_exported_again_bit_for_bit(
     assert len(names) == 11
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_the_shipped_recipe_takes_a_model_by_its_folder(recipe: dict[str, Any], tmp_path: Path) -> None:
+    export(recipe, tmp_path / "one")
+    assert main(["run", "export", "--set", f"model={tmp_path / 'one'}", "--out", str(tmp_path / "two")]) == 0
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert main(["run", "export", "--set", f"model={tmp_path / 'one'}", "--out", str(tmp_path / "two")]) == 2
 
 
 @quiet
