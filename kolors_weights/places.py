@@ -47,6 +47,11 @@ class HubPlace:
         return HubPlace(self.repo, self.revision, posixpath.normpath(posixpath.join(self.folder, name)))
 
     @property
+    def name(self) -> str:
+        """The last part of its path, without the folders it is in."""
+        return posixpath.basename(self.folder)
+
+    @property
     def suffix(self) -> str:
         """What a file's name ends with, and a folder's may not."""
         return posixpath.splitext(self.folder)[1]

@@ -45,7 +45,7 @@ def find_weights(place: Place, *stems: str) -> Path:
     all shards of it and no other variant. Raises WeightsError when there is none.
     """
     if _is_file(place):
-        named = [str(place).rpartition("/")[2]]
+        named = [place.name]
     else:
         named = [f"{stem}{ending}" for stem in stems for ending in (*_ENDINGS, *_INDEX_ENDINGS)]
     file = find_file(place, *named)
@@ -110,8 +110,8 @@ def _shard_names(file: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise WeightsError(f"{file} is no index of shards: it has no 'weight_map' from keys to file names")
     for name in names.values():
-        if Path(name).name != name:
-            raise WeightsError(f"{file} names the shard {name!r}, which is not in {file.parent}")
+        if Path(name).name != name or name.endswith(".json"):  # an index of indices could name itself
+            raise WeightsError(f"{file} names the shard {name!r}, which is no file of weights in {file.parent}")
     return names
 
 

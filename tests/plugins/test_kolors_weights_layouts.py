@@ -229,6 +229,11 @@ def climbing_out(folder: Path, shard: Path) -> None:
     index.write_text(index.read_text().replace(f'"{shard.name}"', f'"../{shard.name}"'))
 
 
+def naming_itself(folder: Path, shard: Path) -> None:
+    index = index_of(folder)
+    index.write_text(index.read_text().replace(f'"{shard.name}"', f'"{index.name}"'))
+
+
 def with_code(folder: Path, shard: Path) -> None:
     rewrite(shard, lambda state: state.update({"encoder.code": Code(folder / "it ran")}))  # type: ignore[dict-item]
 
@@ -242,7 +247,8 @@ DAMAGE = [
     (of_integers, r"of a wrong dtype: .* is int8, should be float16 or .*; these weights are quantised to int8"),
     (narrow, r"misshapen: .*encoder\.layers.* is \[.*\], should be \["),
     (not_a_number, r"{shard}: encoder\.layers\..* is not finite"),
-    (climbing_out, r"names the shard '\.\./{shard}', which is not in"),
+    (climbing_out, r"names the shard '\.\./{shard}', which is no file of weights in"),
+    (naming_itself, r"names the shard '.*index.*json', which is no file of weights in"),
 ]
 
 
