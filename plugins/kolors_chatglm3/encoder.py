@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ class ChatGLM3Encoder:
         self.module = module
         self.tokenizer = tokenizer
         self.merge = merge
+        self._packed = False
         self._report = {"linear layers": f"not packed: {module.fixed or 'it was not frozen'}"}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -65,20 +67,20 @@ class ChatGLM3Encoder:
 
         Warns with UnmergedPadding where padding should be merged and is not the same all over.
         """
-        if self.merge:
-            reason = reason_not_to_merge(slots)
-            self._report["padding"] = f"every slot is encoded: {reason}" if reason else "one row for all of a prompt's"
-            if reason is None:
-                slots = merge_padding(slots)
-            else:
-                warnings.warn(f"every slot is encoded: {reason}", UnmergedPadding, stacklevel=3)
+        reason = reason_not_to_merge(slots) if self.merge else "merge_padding is off"
+        self._report["padding"] = f"every slot is encoded: {reason}" if reason else "one row for all of a prompt's"
+        if reason is None:
+            slots = merge_padding(slots)
+        elif self.merge:
+            warnings.warn(self._report["padding"], UnmergedPadding, stacklevel=3)
         parts = [part.to(self.module.embedding.device) for part in slots.split(_AT_ONCE)]
         if not parts:
             nothing = torch.zeros(0, self.module.architecture.hidden_size)
             return Conditioning(nothing.unsqueeze(1), nothing)
-        with exact_onednn() as said:
+        # Packed layers are oneDNN's already, and with it torch's attention is slower where there are few slots.
+        with nullcontext(None) if self._packed else exact_onednn() as said:
             done = [self.module(part) for part in parts]
-        if done[0][0].dtype == torch.float32:
+        if said and done[0][0].dtype == torch.float32:
             self._report["float32 products"] = said
         lengths = list(slots.lengths)
         tokens = pad_sequence(list(torch.cat([hidden for hidden, _ in done]).split(lengths)), batch_first=True)  # type: ignore[no-untyped-call]
@@ -90,7 +92,7 @@ class ChatGLM3Encoder:
     def freeze(self) -> None:
         """Lay the weights out for speed; they can no longer be trained."""
         if self.module.fixed is None:
-            self._report["linear layers"] = pack(self.module)
+            self._report["linear layers"], self._packed = pack(self.module), True
             self.module.fix("it was frozen")
 
     def report(self) -> Mapping[str, str]:
