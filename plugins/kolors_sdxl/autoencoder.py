@@ -53,7 +53,7 @@ class SDXLVAEAutoencoder:
         self.module: nn.Module = module
         self.architecture, self.tile, self._vae, self._free = architecture, tile, module, free
         self.scaling_factor = architecture.scaling_factor
-        self._decoded, self._weights = "nothing yet", UNFROZEN
+        self._decoded, self._frozen = "nothing yet", UNFROZEN
 
     def encode(self, images: Tensor, *, generator: Generator | None = None) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> latents [B, C, h, w], multiplied by the scaling factor, in the same dtype.
@@ -85,11 +85,11 @@ class SDXLVAEAutoencoder:
 
     def freeze(self) -> None:
         """Pack the weights; they can no longer be trained."""
-        self._weights = freeze(self.module)
+        self._frozen = freeze(self.module)
 
     def report(self) -> Mapping[str, str]:
         """Say how the weights lie, and how pictures were decoded last."""
-        return {"weights": self._weights, "decoding": self._decoded}
+        return {**self._frozen, "decoding": self._decoded}
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] in [-1, 1] -> mean and log variance of the unscaled latents, [B, C, h, w] each.

@@ -35,7 +35,7 @@ class SDXLUNetBackbone:
         self.module: nn.Module = module
         self.shape = shape
         self.predicts: Literal["epsilon", "v"] = predicts
-        self._unet, self._text_keys, self._weights = module, TextKeys(module), UNFROZEN
+        self._unet, self._text_keys, self._frozen = module, TextKeys(module), UNFROZEN
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
         """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
@@ -54,12 +54,12 @@ class SDXLUNetBackbone:
     def freeze(self) -> None:
         """Pack the weights; they can no longer be trained."""
         # What reads the text runs once for a text, and stays plain so that a change of it is seen.
-        self._weights = freeze(self.module, keep=self._unet.text_readers())
+        self._frozen = freeze(self.module, keep=self._unet.text_readers())
 
     def report(self) -> Mapping[str, str]:
         """Say how the weights lie and which op ran, and why not a faster one."""
         ops = {name: _told(getattr(self._unet.ops, name)) for name in ("attention", "group_norm_silu", "geglu")}
-        return {"weights": self._weights, **ops}
+        return {**ops, **self._frozen}
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from kolors_sdxl.blocks import GatedProjection
 from kolors_weights.packing import Packed, pack, reason_not_to_pack
 
-UNFROZEN = "as they were read: freeze() packs them"
+UNFROZEN: Mapping[str, str] = MappingProxyType({"weights": "as they were read: freeze() packs them"})
 
 
-def freeze(module: nn.Module, keep: Collection[nn.Module] = ()) -> str:
-    """Pack every layer inside `module` but those to `keep`, and say in words what was done.
+def freeze(module: nn.Module, keep: Collection[nn.Module] = ()) -> Mapping[str, str]:
+    """Pack every layer inside `module` but those to `keep`, and say what was done, by what it is about.
 
     The gated projections get their gelu inside the product, before its result is rounded.
     """
@@ -22,8 +23,8 @@ def freeze(module: nn.Module, keep: Collection[nn.Module] = ()) -> str:
     fused = [gate for gate in gates if isinstance(gate.proj, nn.Linear) and reason_not_to_pack(gate.proj) is None]
     for gate in fused:
         gate.proj, gate.op = PackedGEGLU(gate.proj), _as_it_is
-    said = pack(module, keep)
-    return said + (f"; {len(fused)} gated projections with their gelu inside, whatever op was set" if fused else "")
+    said = {"weights": pack(module, keep)}
+    return said | ({"geglu": f"inside {len(fused)} packed products, whatever op was set"} if fused else {})
 
 
 class PackedGEGLU(Packed):

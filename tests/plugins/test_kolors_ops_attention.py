@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_ops.config import AttentionAuto, AttentionReference, AttentionSDPA
+from kolors_ops.attention import blocked
+from kolors_ops.config import AttentionAuto, AttentionBlocked, AttentionReference, AttentionSDPA
 from torch import Tensor
 
 from kolors_kernel import BuildContext
@@ -17,6 +18,8 @@ from kolors_kernel.protocols import Attention
 OPS = [c.build(BuildContext()) for c in (AttentionReference(), AttentionSDPA(), AttentionAuto())]
 MASKS = ["none", "keys", "key_row", "full", "per_head"]
 every_op = pytest.mark.parametrize("op", OPS, ids=["reference", "sdpa", "auto"])
+BLOCKED = AttentionBlocked().build(BuildContext())
+forward = pytest.mark.parametrize("op", [*OPS, BLOCKED], ids=["reference", "sdpa", "auto", "blocked"])
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -60,7 +63,7 @@ def error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).abs().max())
 
 
-@every_op
+@forward
 @given(
     heads=st.integers(1, 3),
     queries=st.integers(1, 33),
@@ -130,7 +133,7 @@ def test_half_precision_gradients_err_at_most_twice_as_much_as_torch_op_by_op(op
         assert error(mine, right) <= 2 * error(torchs, right)
 
 
-@every_op
+@forward
 def test_the_log_of_a_count_as_bias_stands_for_that_many_equal_keys(op: Attention) -> None:
     q, k, v = inputs(2, 7, 5, 8)
     counts = torch.tensor([1, 3, 1, 250, 2])
@@ -138,7 +141,7 @@ def test_the_log_of_a_count_as_bias_stands_for_that_many_equal_keys(op: Attentio
     torch.testing.assert_close(op(q, k, v, counts.log()), repeated, rtol=1e-5, atol=1e-6)
 
 
-@every_op
+@forward
 def test_a_float32_bias_keeps_its_precision_beside_bfloat16_queries(op: Attention) -> None:
     q, k, v = inputs(1, 4, 2, 8, dtype=torch.bfloat16)
     q, v = torch.zeros_like(q), torch.tensor([0.0, 1.0], dtype=torch.bfloat16).view(1, 1, 2, 1).expand_as(v)
@@ -146,7 +149,7 @@ def test_a_float32_bias_keeps_its_precision_beside_bfloat16_queries(op: Attentio
     assert op(q, k, v, bias).unique().tolist() == [0.50390625]  # 1022 / 2022 in bfloat16, and not a half
 
 
-@every_op
+@forward
 def test_strided_views_of_one_projection_give_what_copies_give(op: Attention) -> None:
     packed = torch.randn(2, 19, 3 * 4 * 16, generator=torch.Generator().manual_seed(0))
     q, k, v = packed.view(2, 19, 3, 4, 16).permute(2, 0, 3, 1, 4)
@@ -154,7 +157,7 @@ def test_strided_views_of_one_projection_give_what_copies_give(op: Attention) ->
     torch.testing.assert_close(op(q, k, v), op(q.contiguous(), k.contiguous(), v.contiguous()), rtol=0, atol=1e-6)
 
 
-@every_op
+@forward
 def test_huge_scores_do_not_overflow(op: Attention) -> None:
     q, k, v = inputs(1, 3, 5, 8)
     exact = formula(q * 1e4, k, v)
@@ -168,7 +171,7 @@ def test_the_reference_is_not_rounded_by_autocast() -> None:
     assert error(result, formula(q, k, v)) < 2e-6
 
 
-@every_op
+@forward
 def test_a_boolean_mask_is_an_error_and_not_added_as_ones(op: Attention) -> None:
     q, k, v = inputs(1, 3, 5, 8)
     with pytest.raises(ValueError, match=r"floating, not torch\.bool"):
@@ -183,3 +186,49 @@ def test_sdpa_named_outright_refuses_mixed_dtypes_and_auto_takes_the_reference()
     with pytest.raises(ValueError, match="'sdpa' refuses: q, k and v must have one dtype"):
         named(q, k.bfloat16(), v)
     assert error(AttentionAuto().build(BuildContext())(q, k.bfloat16(), v), formula(q, k.bfloat16(), v)) < 2e-6
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    q, k, v = inputs(3, 33, 50, 40)
+    mask = mask_of(form, q, k)
+    exact = formula(q, k, v, mask)
+    for scores in (1, 64 * 7, 64 * 33, 64 * 33 * 2, 64 * 33 * 100):  # a row, some, a head, two heads, all
+        monkeypatch.setattr(blocked, "_SCORES", scores)
+        assert error(BLOCKED(q, k, v, mask), exact) < 2e-6
+
+
+@pytest.mark.parametrize("keys", [31, 256])
+@pytest.mark.parametrize("sharpness", [1, 8])
+def test_blocks_are_as_exact_in_bfloat16_as_sdpa(keys: int, sharpness: int) -> None:
+    q, k, v = inputs(4, 64, keys, 64, dtype=torch.bfloat16)
+    q = q * sharpness
+    bias = torch.zeros(keys)
+    bias[0] = math.log(226)
+    exact = formula(q, k, v, bias)
+    spread = [float((op(q, k, v, bias).double() - exact).norm()) for op in (BLOCKED, OPS[1])]
+    assert spread[0] <= spread[1]
+
+
+def test_blocks_say_what_they_do_not_take() -> None:
+    q, k, v = inputs(1, 3, 5, 8)
+    assert BLOCKED.refuses(q, k, v) is None
+    for refused, said in (
+        ((q.to("meta"), k, v), "'meta'"),
+        ((q.double(), k.double(), v.double()), "float64"),
+        ((q, k, v.bfloat16()), "bfloat16"),
+        ((q.clone().requires_grad_(), k, v), "gradients"),
+    ):
+        assert said in str(BLOCKED.refuses(*refused))
+        with pytest.raises(ValueError, match="'blocked' refuses: "):
+            BLOCKED(*refused)
+    with torch.no_grad():
+        assert BLOCKED.refuses(q.clone().requires_grad_(), k, v) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in str(BLOCKED.refuses(q, k, v))
+
+
+def test_blocks_leave_torchs_settings_as_they_were() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    BLOCKED(*inputs(1, 3, 5, 8))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]

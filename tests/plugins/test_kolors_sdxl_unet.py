@@ -10,14 +10,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, unet_from_layout, unet_to_layout
 from kolors_sdxl.backbone import SDXLUNetBackbone
-from kolors_sdxl.blocks import AttentionLayer, Ops
+from kolors_sdxl.blocks import AttentionLayer, Ops, TransformerLayer
 from kolors_sdxl.config import SDXLUNet
 from kolors_sdxl.unet import UNet
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from kolors_kernel import BuildContext
-from kolors_kernel.errors import WeightsError
+from kolors_kernel.errors import RunError, WeightsError
 from kolors_kernel.values import Conditioning, ConditioningSpec, LatentSpec
 from kolors_weights.modules import fit
 from kolors_weights.reading import open_state, read_config
@@ -216,6 +216,91 @@ def test_keys_of_one_precision_do_not_serve_another(released: Path) -> None:
         assert torch.equal(ours.predict(noisy, t, text, size), wanted)
     with torch.inference_mode():
         assert torch.equal(ours.predict(noisy, t, Conditioning(text.tokens + 0, text.pooled), size), wanted)
+
+
+def frozen(path: Path, dtype: str = "float32") -> SDXLUNetBackbone:
+    ours = load(path, dtype)
+    ours.freeze()
+    return ours
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(12, 8), (7, 18)])
+def test_a_frozen_net_predicts_what_diffusers_predicts(released: Path, height: int, width: int) -> None:
+    asked = inputs(torch.float32, height, width)
+    net = UNet2DConditionModel.from_pretrained(released)
+    assert error(frozen(released).predict(*asked), ask_peer(net, *asked)) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_frozen_net_errs_in_bfloat16_no_more_than_diffusers(released: Path) -> None:
+    asked = inputs(torch.bfloat16)
+    ours, half = frozen(released, "bfloat16"), UNet2DConditionModel.from_pretrained(released).to(torch.bfloat16)
+    noisy, t, text, size = asked
+    exact = ask_peer(half.double(), noisy.double(), t, Conditioning(text.tokens.double(), text.pooled.double()), size)
+    theirs = ask_peer(half.to(torch.bfloat16), *asked)
+    assert error(ours.predict(*asked), exact) <= 1.1 * error(theirs, exact)
+
+
+@torch.no_grad()
+def test_freezing_keeps_every_bit_that_is_saved(released: Path, tmp_path: Path) -> None:
+    ours = frozen(released)
+    ours.save(tmp_path)
+    before, after = (open_state(folder / f"{STEM}.safetensors") for folder in (released, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    asked = inputs(torch.float32)
+    wanted = ours.predict(*asked)
+    ours.freeze()
+    assert torch.equal(ours.predict(*asked), wanted)
+
+
+@torch.no_grad()
+def test_weights_loaded_into_a_frozen_net_are_those_it_uses(released: Path) -> None:
+    ours, asked = frozen(released), inputs(torch.float32)
+    before = ours.predict(*asked)
+    changed = peer()
+    for parameter in changed.parameters():
+        parameter.mul_(1.5)
+    ours.module.load_state_dict(changed.state_dict())
+    after = ours.predict(*asked)
+    assert error(after, ask_peer(changed, *asked)) <= 1e-5 < error(after, before)
+    for key in ("encoder_hid_proj.bias", "mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"):
+        ours.module.get_parameter(key).mul_(2)
+        changed.get_parameter(key).mul_(2)
+    assert error(ours.predict(*asked), ask_peer(changed, *asked)) <= 1e-5
+
+
+def test_a_frozen_net_does_not_train_and_says_so(released: Path) -> None:
+    ours, (noisy, t, text, size) = frozen(released), inputs(torch.float32)
+    with pytest.raises(RunError, match="unpack the module first"):
+        ours.module.train()
+    with pytest.raises(RunError, match="unpack the module first"):
+        ours.predict(noisy.requires_grad_(), t, text, size)
+
+
+@torch.no_grad()
+def test_reports_which_path_ran_and_why_not_a_faster_one(released: Path) -> None:
+    ours, asked = load(released), inputs(torch.float32)
+    assert "freeze() packs them" in ours.report()["weights"]
+    assert ours.report()["attention"] == "nothing has run yet"
+    ours.freeze()
+    ours.predict(*asked)
+    said = ours.report()
+    layers = {kind: sum(type(m) is kind for m in load(released).module.modules()) for kind in (nn.Conv2d, nn.Linear)}
+    sites = sum(isinstance(m, TransformerLayer) for m in ours.module.modules())
+    rest = layers[nn.Linear] - 1 - 3 * sites  # the text's projection, keys and values stay; gates are told apart
+    assert said["weights"] == f"packed {layers[nn.Conv2d]} convolution and {rest} linear layers for oneDNN"
+    assert said["geglu"].startswith(f"inside {sites} packed products")
+    assert said["attention"] == "blocked"
+    assert said["group_norm_silu"] == "torch"
+    exact = load(released, "float64", group_norm_silu={"type": "reference"})
+    exact.freeze()
+    exact.predict(*inputs(torch.float64))
+    said = exact.report()
+    assert "nothing is packed" in said["weights"] and "float64" in said["weights"]
+    assert "recomputed" in said["attention"] and "float64" in said["attention"]
+    assert said["group_norm_silu"] == "ReferenceGroupNormSiLU"
 
 
 class MaskSpy:

@@ -161,6 +161,19 @@ def test_float16_runs_in_float32_where_the_net_would_overflow(tmp_path: Path) ->
         assert error(latents.float(), load(tmp_path).encode(images.float())) < 1e-3
 
 
+@torch.no_grad()
+def test_a_frozen_vae_gives_what_diffusers_gives_and_saves_every_bit(released: Path, tmp_path: Path) -> None:
+    ours, theirs = load(released), AutoencoderKL.from_pretrained(released)
+    ours.freeze()
+    latents = ours.encode(pictures())
+    assert error(latents / ours.scaling_factor, theirs.encode(pictures()).latent_dist.mode()) <= 1e-5
+    assert error(ours.decode(latents), theirs.decode(latents / ours.scaling_factor).sample) <= 1e-5
+    assert "packed" in ours.report()["weights"]
+    ours.save(tmp_path)
+    again = load(tmp_path).module.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in load(released).module.state_dict().items())
+
+
 def test_runs_in_bfloat16(released: Path) -> None:
     with torch.no_grad():
         half, full = load(released, "bfloat16"), load(released)
