@@ -18,9 +18,9 @@ import pytest
 import torch
 from kolors_zarr.buckets.assign import Bucketing
 from kolors_zarr.config import ZarrSource
-from kolors_zarr.loading.processes import Processes
+from kolors_zarr.loading.processes import Processes, _Worker
 from kolors_zarr.loading.report import Report
-from kolors_zarr.loading.ring import Memory, Ring
+from kolors_zarr.loading.ring import CALLER_HOLDS, Memory, Ring
 from kolors_zarr.loading.selection import select
 from kolors_zarr.loading.source import ZarrDataSource
 from kolors_zarr.loading.threads import Threads
@@ -182,6 +182,22 @@ def test_processes_give_every_batch_in_order_and_copies_to_who_keeps_them(two: P
         assert all((memory == job).all() for job, _, memory in kept)
         assert {pid for _, pid, _ in kept} <= set(children())
         assert len({pid for _, pid, _ in kept}) == min(2, len(kept))
+
+
+def test_small_batches_go_together_and_large_ones_alone(fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[int]()
+    tell = _Worker.tell
+
+    def noted(worker: _Worker, message: Any) -> None:
+        told.extend([len(message)] if isinstance(message, list) else [])
+        tell(worker, message)
+
+    monkeypatch.setattr(_Worker, "tell", noted)
+    processes = Processes(fill, count=2, slot_bytes=64)
+    assert [done for (done, _), _ in processes.filled(range(13))] == list(range(13))
+    processes.close()
+    assert told == [1, 1, 4, 4, 3]
+    assert Processes(fill, count=3, slot_bytes=100 * 2**20).slots == 2 * 3 + CALLER_HOLDS
 
 
 def test_processes_write_to_no_slot_that_is_lent(two: Processes) -> None:

@@ -17,13 +17,17 @@ import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
-from itertools import cycle
+from itertools import chain, cycle, islice, repeat
 from multiprocessing import Pipe
 from typing import Any
 
 from kolors_kernel.errors import KolorsError, RunError
 from kolors_zarr.loading.ring import CALLER_HOLDS, Fill, Filled, Ring, Slot
 from kolors_zarr.loading.worker import mapped
+
+_TOGETHER = 4
+_TOGETHER_BYTES = 32 * 2**20
+"""A message costs as much as filling a small batch, so that many go together if they are no larger than this."""
 
 
 class Processes:
@@ -33,8 +37,9 @@ class Processes:
     """
 
     def __init__(self, fill: Fill, *, count: int, slot_bytes: int) -> None:
-        # Two for each worker, so that it need not wait for us.
-        self.slots, self.slot_bytes = 2 * count + CALLER_HOLDS, slot_bytes
+        self._together = max(1, min(_TOGETHER, _TOGETHER_BYTES // slot_bytes))
+        # Two messages for each worker, so that it need not wait for us.
+        self.slots, self.slot_bytes = 2 * count * self._together + CALLER_HOLDS, slot_bytes
         self._count, self._idle = count, list[_Group]()
         try:
             self._fill = pickle.dumps(fill)
@@ -50,7 +55,7 @@ class Processes:
         with ExitStack() as stack:
             group = self._idle.pop() if self._idle else _Group(self._fill, self._count, self.slots, self.slot_bytes)
             stack.callback(group.close)
-            yield from group.filled(jobs)
+            yield from group.filled(jobs, self._together)
             stack.pop_all()
             self._idle.append(group)
 
@@ -79,27 +84,32 @@ class _Group:
         for worker in self._workers:
             worker.tell(fill)
 
-    def filled(self, jobs: Iterable[Any]) -> Generator[Filled]:
-        turns, waiting = cycle(self._workers), deque[tuple[_Worker, Slot]]()
-        todo = iter(jobs)
-        job = next(todo, None)
+    def filled(self, jobs: Iterable[Any], together: int) -> Generator[Filled]:
+        turns, waiting, ahead = cycle(self._workers), deque[tuple[_Worker, list[Slot]]](), 0
+        # The first ones go one by one: the first batch is there sooner, and every worker has something to do.
+        sizes, todo = chain(repeat(1, len(self._workers)), repeat(together)), iter(jobs)
+        some = list(islice(todo, next(sizes)))
         while True:
-            while job is not None and (slot := self._ring.take()) is not None:
-                worker = next(turns)
-                worker.tell(pickle.dumps((slot.place, job)))
-                waiting.append((worker, slot))
-                job = next(todo, None)
+            while some and self._ring.free >= len(some):
+                worker, slots = next(turns), [slot for _ in some if (slot := self._ring.take())]
+                worker.tell([(slot.place, job) for slot, job in zip(slots, some, strict=True)])
+                waiting.append((worker, slots))
+                ahead += len(slots)
+                some = list(islice(todo, next(sizes)))
             if not waiting:
                 return
-            worker, slot = waiting.popleft()
-            done = worker.answer()
-            if self._ring.free + len(waiting) < len(self._workers):
-                # The caller keeps its batches. It gets a copy, so that there is a slot for each worker, now and in
-                # the next epoch.
-                copied = Slot(slot.memory.copy())
-                slot.give_back()
-                slot = copied
-            yield done, slot
+            worker, slots = waiting.popleft()
+            for done, slot in zip(worker.answers(), slots, strict=False):
+                if isinstance(done, KolorsError):
+                    raise done
+                ahead -= 1
+                if self._ring.free + ahead < together * len(self._workers):
+                    # The caller keeps its batches. It gets a copy, so that there are slots for each worker, now and
+                    # in the next epoch.
+                    copied = Slot(slot.memory.copy())
+                    slot.give_back()
+                    slot = copied
+                yield done, slot
 
     def close(self) -> None:
         for worker in self._workers:
@@ -120,19 +130,17 @@ class _Worker:
                 process_group=0,  # Ctrl-C is for this process, which then ends its workers
             )
 
-    def tell(self, message: bytes) -> None:
+    def tell(self, message: Any) -> None:
         try:
-            self._pipe.send_bytes(message)
+            self._pipe.send(message)
         except ConnectionError as error:
             raise self._lost() from error
 
-    def answer(self) -> Any:
+    def answers(self) -> list[Any]:
         try:
-            found = self._pipe.recv()
+            found: list[Any] = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise self._lost() from error
-        if isinstance(found, KolorsError):
-            raise found
         return found
 
     def end(self) -> None:

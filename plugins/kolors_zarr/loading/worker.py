@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import pickle
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,18 @@ def serve(link: int, memory: int, slots: int, slot_bytes: int) -> None:
     """Fill slots as told through the pipe `link` until it is closed. Both it and the memory are open files."""
     pipe, memories = Connection(link), mapped(memory, slots, slot_bytes)
     try:
-        fill: Fill = pickle.loads(pipe.recv_bytes())
+        fill: Fill = pickle.loads(pipe.recv())
         while True:
-            place, job = pipe.recv()
-            try:
-                done = fill(job, memories[place])
-            except KolorsError as error:
-                done = error
-            pipe.send(done)
+            pipe.send([_done(fill, job, memories[place]) for place, job in pipe.recv()])
     except (EOFError, ConnectionError):
         return  # whoever wanted the batches is gone
+
+
+def _done(fill: Fill, job: Any, memory: Memory) -> Any:
+    try:
+        return fill(job, memory)
+    except KolorsError as error:
+        return error
 
 
 def mapped(memory: int, slots: int, slot_bytes: int) -> list[Memory]:
