@@ -101,6 +101,8 @@ class Drawer:
         phase before the next phase begins. Raises RunError when a picture is not a number.
         """
         batches = [requests[start : start + batch] for start in range(0, len(requests), batch)]
+        if not batches:
+            return
         size = torch.tensor([height, width, 0, 0, height, width], device=self._device)
         ports = self._encode_picture()
         texts: dict[str, Conditioning] = {}

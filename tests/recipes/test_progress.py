@@ -43,3 +43,27 @@ def test_work_that_failed_is_not_reported_as_done(
         shown.advance()
         raise RuntimeError
     assert caplog.messages == []
+
+
+def test_what_passes_says_nothing_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO), Progress("denoise", 4, passing=True) as shown:
+        shown.advance(by=4)
+    assert not caplog.messages
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with caplog.at_level(logging.INFO), Progress("denoise", 4, passing=True) as shown:
+        shown.advance()
+    assert len(caplog.messages) == 1
+
+
+def test_slow_steps_are_told_by_how_long_each_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    clock = iter([0.0, 60.0, 60.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO), Progress("denoise", 50, passing=True) as shown:
+        shown.advance(by=2)
+    assert caplog.messages == ["denoise: 2 of 50, 30 seconds each"]

@@ -197,6 +197,7 @@ def test_pictures_that_are_there_are_kept_until_something_they_come_from_changes
     assert "1 of 3 pictures are there already" in caplog.text
     assert (out / "contact_sheet.png").read_bytes() == sheet
     assert drawn() == 0
+    assert "denoise" not in json.loads((out / "report.json").read_text(encoding="utf-8"))["phases"]
     assert drawn(seed=1) == 3
     assert drawn() == 3
     (tmp_path / "net/config.json").touch()
@@ -242,11 +243,12 @@ def test_the_recipes_of_the_released_model_are_checked_without_the_hub_and_take_
     monkeypatch.setattr(hub, "find_on_hub", lambda *_: pytest.fail("checking asks the Hub"))
     recipe: Any = load_recipe(name)
     assert str(recipe.backbone.path).startswith("hf://Kwai-Kolors/Kolors")
-    assert (recipe.solver.spacing, recipe.hold) == ("leading", "one")
+    assert (recipe.solver.spacing, recipe.hold, recipe.text_encoder.weights) == ("leading", "one", "streamed")
     demo = Path(__file__).parents[2] / "plugins/kolors_demo"
     settings = {
         "model": str(demo / "weights"),
-        "text_encoder": {"type": "chatglm3", "tokenizer": str(demo / "data/tokenizer.model"), "max_tokens": 40},
+        "text_encoder.tokenizer": str(demo / "data/tokenizer.model"),
+        "text_encoder.max_tokens": 40,
         "solver.steps": 2,
         "strength": 0.5,
         "height": 32,
@@ -334,7 +336,7 @@ def test_graph_prints_the_steps_the_ports_and_the_parts(
 
 
 def test_evaluate_scores_the_pictures_of_a_prompt_set(tiny: SimpleNamespace, write: Write, tmp_path: Path) -> None:
-    recipe = tiny.drawing(type="evaluate", height=16, width=16, batch=8)
+    recipe = tiny.drawing(type="evaluate", height=16, width=16, batch=8, hold="one")
     recipe["prompts"] = {"type": "emoji_prompts", "per_part": 3, "groups": ["food-drink"]}
     data = {**tiny.fruit(), "filters": [{"type": "tags", "where": {"group": ["food-drink"]}}]}
     recipe["metric"] = {"type": "emoji_hits", "data": data, "groups": ["food-drink"]}
