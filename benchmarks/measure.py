@@ -20,11 +20,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Medians over the rounds, and the medians of the rounds' own ratios: above 1, ours took less than the peer."""
+    """Medians over the rounds, and the medians of the rounds' own ratios: above 1, ours took less than the peer.
+
+    `least_ratio` is that of the least CPU times, which other work on the machine disturbs least.
+    """
 
     ours: Sample
     peer: Sample
     ratio: float
+    least_ratio: float
     wall_ratio: float
     rounds: int
 
@@ -34,27 +38,52 @@ def compare(ours: Callable[[], Sample], peer: Callable[[], Sample], *, rounds: i
 
     Raises ValueError for fewer than one round.
     """
+    return compared(*take_turns((ours, peer), rounds=rounds))
+
+
+def take_turns(samplers: Sequence[Callable[[], Sample]], *, rounds: int) -> list[list[Sample]]:
+    """Return the samples of each over the rounds, each round taken from another one on, after one that does not count.
+
+    Raises ValueError for fewer than one round.
+    """
     if rounds < 1:
         raise ValueError(f"a median needs at least one round, not {rounds}")
-    ours(), peer()
-    pairs = []
+    for sampler in samplers:
+        sampler()
+    taken: list[list[Sample]] = [[] for _ in samplers]
     for number in range(rounds):
-        if number % 2:
-            theirs, mine = peer(), ours()
-        else:
-            mine, theirs = ours(), peer()
-        pairs.append((mine, theirs))
+        for turn in range(len(samplers)):
+            index = (number + turn) % len(samplers)
+            taken[index].append(samplers[index]())
+    return taken
+
+
+def compared(ours: Sequence[Sample], peer: Sequence[Sample]) -> Comparison:
+    """Compare the samples of as many rounds."""
     return Comparison(
-        _median([mine for mine, _ in pairs]),
-        _median([theirs for _, theirs in pairs]),
-        statistics.median(theirs.cpu / mine.cpu for mine, theirs in pairs),
-        statistics.median(theirs.wall / mine.wall for mine, theirs in pairs),
-        rounds,
+        _median(ours),
+        _median(peer),
+        statistics.median(theirs.cpu / mine.cpu for mine, theirs in zip(ours, peer, strict=True)),
+        min(theirs.cpu for theirs in peer) / min(mine.cpu for mine in ours),
+        statistics.median(theirs.wall / mine.wall for mine, theirs in zip(ours, peer, strict=True)),
+        len(ours),
     )
 
 
 def _median(samples: Sequence[Sample]) -> Sample:
     return Sample(statistics.median(s.cpu for s in samples), statistics.median(s.wall for s in samples))
+
+
+class Watch:
+    """A stopwatch from now on; `sample` is what has passed."""
+
+    def __init__(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    @property
+    def sample(self) -> Sample:
+        """What this process has taken since."""
+        return Sample(time.process_time() - self._cpu, time.perf_counter() - self._wall)
 
 
 def calls(function: Callable[[], object], *, at_least: float) -> Callable[[], Sample]:
@@ -65,10 +94,11 @@ def calls(function: Callable[[], object], *, at_least: float) -> Callable[[], Sa
     repeats = max(1, round(at_least / max(time.process_time() - start, 1e-7)))
 
     def sample() -> Sample:
-        cpu, wall = time.process_time(), time.perf_counter()
+        watch = Watch()
         for _ in range(repeats):
             function()
-        return Sample((time.process_time() - cpu) / repeats, (time.perf_counter() - wall) / repeats)
+        taken = watch.sample
+        return Sample(taken.cpu / repeats, taken.wall / repeats)
 
     return sample
 

@@ -16,14 +16,15 @@ from typing import Any, Self, TextIO, TypeAlias
 
 from benchmarks.measure import Comparison
 
-PACKAGES = ("kolors-kernel", "torch", "numpy", "pydantic", "zarr", "triton", "diffusers", "transformers")
+PACKAGES = ("kolors-kernel", "torch", "numpy", "pydantic", "zarr", "triton", "diffusers", "transformers", "openvino")
 """Whose versions the header gives, where they are installed."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One comparison. `ratio` above 1: ours is better. `error` is the largest difference from the peer's result,
-    relative to its largest value; None where there is nothing to compare. `extra` are figures of this bench alone.
+    relative to its largest value; None where there is nothing to compare. `extra` are figures of this bench alone, and
+    `remark` is what the table says of them.
     """
 
     bench: str
@@ -36,17 +37,18 @@ class Row:
     ratio: float
     error: float | None = None
     extra: Mapping[str, float | int | str] = field(default_factory=lambda: MappingProxyType({}))
+    remark: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the row as one flat JSON object."""
-        named = {name: value for name, value in vars(self).items() if name != "extra"}
+        named = {name: value for name, value in vars(self).items() if name not in ("extra", "remark")}
         return {"row": "comparison", **named, **self.extra}
 
     def line(self) -> str:
         """Return the row as one line of the table."""
         error = "" if self.error is None else f"{self.error:.1e}"
         figures = f"{self.ours:>10.3f} {self.peer:>10.3f} {self.unit:<6} {self.ratio:>7.2f} {error:>8}"
-        return f"{self.case:<58} {self.ours_name:<24} {figures}  {self.peer_name}"
+        return f"{self.case:<58} {self.ours_name:<24} {figures}  {self.peer_name}{self.remark and f'; {self.remark}'}"
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def timed_row(
     measured: Comparison,
     error: float | None = None,
     extra: Mapping[str, float | int | str] = MappingProxyType({}),
+    remark: str = "",
 ) -> Row:
-    """Return the row of a comparison of times, in CPU milliseconds; wall times and rounds go to `extra`.
+    """Return the row of a comparison of times, in CPU milliseconds; the other times and the rounds go to `extra`.
 
     `names` are ours and the peer's.
     """
@@ -98,7 +101,14 @@ def timed_row(
         "cpu ms",
         measured.ratio,
         error,
-        {**walls, "wall_ratio": measured.wall_ratio, "rounds": measured.rounds, **extra},
+        {
+            "least_ratio": measured.least_ratio,
+            **walls,
+            "wall_ratio": measured.wall_ratio,
+            "rounds": measured.rounds,
+            **extra,
+        },
+        remark,
     )
 
 
