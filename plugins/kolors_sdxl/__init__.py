@@ -5,7 +5,8 @@ from kolors_kernel import ComponentConfig, hookimpl
 
 @hookimpl
 def kolors_components() -> list[type[ComponentConfig]]:
-    """Return the U-Net and the VAE."""
+    """Return the U-Net, in torch and in OpenVINO, and the VAE."""
     from kolors_sdxl.config import SDXLVAE, SDXLUNet
+    from kolors_sdxl.openvino_config import SDXLUNetOpenVINO
 
-    return [SDXLUNet, SDXLVAE]
+    return [SDXLUNet, SDXLUNetOpenVINO, SDXLVAE]
