@@ -59,9 +59,7 @@ class ChatGLM3(TextEncoderConfig):
         if self.weights == "streamed" and self.path is None:
             raise ValueError("weights are streamed from files: name them in path")
         if self.weights == "streamed" and self.quantize is not None:
-            raise ValueError(
-                "quantize takes weights that are resident; streamed ones would be quantised for each batch"
-            )
+            raise ValueError("quantize is for resident weights: streamed ones would be quantised anew for each batch")
         return self
 
     @classmethod

@@ -71,5 +71,6 @@ class StreamedLayers(nn.Module):
 def _copy(stored: Tensor, into: Tensor) -> None:
     """Copy a tensor: float16 goes to bfloat16 by way of float32 in the cache, which takes a third of the time."""
     step = _AT_ONCE // stored[0].numel() + 1
-    for rows, target in zip(stored.split(step), into.split(step), strict=True):
-        target.copy_(rows.float() if stored.dtype == torch.float16 else rows)
+    for start in range(0, len(stored), step):
+        rows = stored[start : start + step]
+        into[start : start + step].copy_(rows.float() if rows.dtype == torch.float16 else rows)
