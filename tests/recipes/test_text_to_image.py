@@ -15,13 +15,14 @@ from kolors_chatglm3.encoder import ChatGLM3Encoder
 from kolors_recipes import parts, pictures
 from kolors_recipes.pictures_job import requests_of
 from kolors_recipes.whole_model import with_paths_of_the_model
+from kolors_sdxl.autoencoder import SDXLVAEAutoencoder
 from kolors_sdxl.backbone import SDXLUNetBackbone
 from PIL import Image
 
 from kolors_kernel import BuildContext, load_recipe
 from kolors_kernel.cli import main
 from kolors_kernel.component import RecipePath
-from kolors_kernel.errors import RecipeError, RunError
+from kolors_kernel.errors import Interrupted, RecipeError, RunError
 from kolors_weights import hub
 
 Write = Callable[..., Path]
@@ -202,6 +203,28 @@ def test_pictures_that_are_there_are_kept_until_something_they_come_from_changes
     assert drawn() == 3
     (tmp_path / "net/config.json").touch()
     assert drawn() == 3
+
+
+@pytest.mark.parametrize("hold", ["all", "one"])
+def test_a_run_that_was_stopped_goes_on_with_the_pictures_that_are_missing(
+    tiny: SimpleNamespace, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: str
+) -> None:
+    path, out, decoded = write(tiny.drawing(batch=1, hold=hold)), tmp_path / "out", list[object]()
+    decode = SDXLVAEAutoencoder.decode
+
+    def stopped_at_the_third(self: SDXLVAEAutoencoder, latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(latents)
+        if len(decoded) == 3:
+            raise Interrupted(15, "what was finished is kept")
+        return decode(self, latents)
+
+    monkeypatch.setattr(SDXLVAEAutoencoder, "decode", stopped_at_the_third)
+    with pytest.raises(Interrupted):
+        draw(path, out)
+    assert sorted(file.name for file in out.glob("*.png")) == ["000.png", "001.png"]
+    whole = draw(path, tmp_path / "whole")
+    assert all(np.array_equal(one, other) for one, other in zip(draw(path, out), whole, strict=True))
+    assert len(decoded) == 3 + 3 + 1
 
 
 def specs_of(recipe: Any) -> dict[str, Any]:
