@@ -146,10 +146,10 @@ def _measure(case: Case, options: argparse.Namespace) -> Usage:
             drawn["text_encoder"] = {"type": "cached", "of": drawn["text_encoder"], "folder": f"{temporary}/prompts"}
         file = Path(temporary) / "recipe.yaml"
         file.write_text(json.dumps(drawn), encoding="utf-8")  # JSON is YAML
-        command = [str(Path(sys.executable).with_name("kolors")), "run", str(file), "--out", f"{temporary}/out"]
+        command = [str(Path(sys.executable).with_name("kolors")), "run", str(file), "--out"]
         if case.job == "draw_from_cache":
-            _watch(command)
-        usage = _watch(command)
+            _watch([*command, f"{temporary}/first"])
+        usage = _watch([*command, f"{temporary}/out"])
         report = json.loads(Path(temporary, "out/report.json").read_text(encoding="utf-8"))
         usage.phases = {name: phase["memory_gib"] for name, phase in report["phases"].items()}
         return usage
