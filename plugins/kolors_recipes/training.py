@@ -17,7 +17,7 @@ from kolors_kernel.values import Batch, Event
 from kolors_recipes import checkpoints
 from kolors_recipes.averaging import Average
 from kolors_recipes.batches import ports
-from kolors_recipes.optimizer import learning_rate, optimizer_for, optimizer_state, restore_optimizer
+from kolors_recipes.optimizer import learning_rate, optimizer_for, optimizer_state, restore_optimizer, step_clipped
 from kolors_recipes.position import Position
 from kolors_recipes.progress import Progress
 from kolors_recipes.ranks import Ranks, together
@@ -155,7 +155,8 @@ class _StageRun:
     def __init__(self, job: Training, stage: RunnableStage, at: Position, found: Path | None) -> None:
         self._job, self._stage, self._at = job, stage, at
         for module in stage.trains.values():
-            module.requires_grad_(True)
+            # Convolutions go back through channels that lie last twice as fast, and gradients lie as weights do.
+            module.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._averages = {n: Average(m, stage.phase.ema) for n, m in stage.trains.items()} if stage.phase.ema else {}
         self._optimizer = optimizer_for(list(stage.trains.values()), stage.phase.optimizer)
         if found is not None:
@@ -206,11 +207,8 @@ class _StageRun:
         whole = ranks.add_up(mine.clone())
         loss = loss * float(mine / whole.where(whole > 0, 1))  # 0 where all samples of all ranks are damaged
         loss.backward()
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        ranks.add_up_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, phase.optimizer.clip, foreach=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        ranks.add_up_gradients(p for group in self._optimizer.param_groups for p in group["params"])
+        norm = step_clipped(self._optimizer, phase.optimizer.clip)
         for average in self._averages.values():
             average.update()
         self._unread.append(torch.stack([loss.detach(), norm.to(loss)]))

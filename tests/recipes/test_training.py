@@ -16,11 +16,12 @@ from typing import Any, cast
 import pytest
 import torch
 from kolors_recipes import checkpoints, training
-from kolors_recipes.optimizer import learning_rate
+from kolors_recipes.optimizer import learning_rate, optimizer_for, optimizer_state, restore_optimizer, step_clipped
 from kolors_recipes.train_autoencoder import autoencoder_graph
 from kolors_recipes.training_config import Optimizer
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from kolors_kernel import BuildContext, discover, load_recipe
 from kolors_kernel.errors import RecipeError, RunError, WeightsError
@@ -322,15 +323,49 @@ def test_a_part_without_weights_is_trained_around_but_never_itself(
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint_though_the_loss_before_it_is(
     tiny: SimpleNamespace, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflow(parameters: Any, *_: Any, **__: Any) -> torch.Tensor:
-        for parameter in parameters:
-            parameter.grad.fill_(torch.nan)
+    def overflow(gradients: Any, **_: Any) -> torch.Tensor:
+        for gradient in gradients:
+            gradient.fill_(torch.nan)
         return torch.tensor(torch.nan)
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflow)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", overflow)
     with pytest.raises(RunError, match=r"the gradient's norm is nan near step 1 of stage 'concept'"):
         run(write(tiny.train((1, 1))), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("clip", [0.5, 1e6])
+def test_a_step_is_clipping_and_plain_adamw_and_goes_on_from_its_state(
+    layout: torch.memory_format, clip: float
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    first = [torch.randn(6, 4, 3, 3, generator=draw), torch.randn(5, generator=draw)]
+    gradients = [[torch.randn(p.shape, generator=draw) for p in first] for _ in range(4)]
+    settings = Optimizer(learning_rate=0.01, clip=clip)
+
+    def trained() -> nn.Module:
+        module = nn.ParameterList([p.clone() for p in first])
+        return module.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+    plain = trained()
+    right = torch.optim.AdamW(plain.parameters(), 0.01, weight_decay=settings.weight_decay, fused=False)
+    ours = trained()
+    optimizer = optimizer_for([ours], settings)
+    for number, step in enumerate(gradients):
+        if number == 2:  # as a run that goes on does: from a file, in which all is contiguous
+            state = {name: value.contiguous() for name, value in optimizer_state(optimizer).items()}
+            optimizer = optimizer_for([ours], settings)
+            restore_optimizer(optimizer, state)
+        for module in (plain, ours):
+            for parameter, gradient in zip(module.parameters(), step, strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        whole = torch.nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        right.step()
+        assert torch.allclose(step_clipped(optimizer, clip), whole)
+        assert all(parameter.grad is None for parameter in ours.parameters())
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
 
 
 def test_training_computes_float32_by_the_faster_library_and_leaves_the_process_as_it_was(
