@@ -65,7 +65,7 @@ def contest(size: str, dtype: str, *, openvino: bool, compiled: bool) -> Iterato
     with TemporaryDirectory() as folder, torch.no_grad():
         save_peer(size, Path(folder), dtype="bfloat16" if size == "full" else "float32")
         inputs = _Inputs(size, dtype)
-        ours = build_ours("openvino_unet" if openvino else "sdxl_unet", folder, size, dtype)
+        ours = build_ours("sdxl_unet_openvino" if openvino else "sdxl_unet", folder, size, dtype)
         mine = inputs.ours(ours)
         ours_gflop = gflop(inputs.ours(build_ours("sdxl_unet", folder, size, dtype))) if openvino else gflop(mine)
         if hasattr(ours, "freeze"):
@@ -80,7 +80,7 @@ def contest(size: str, dtype: str, *, openvino: bool, compiled: bool) -> Iterato
         peers, unavailable = _best_peers(inputs, net, folder, openvino=openvino, compiled=compiled)
         figures = {"error_float32": difference(mine(), exactly), "peer_error_float32": theirs}
         yield Contest(
-            ours_name="openvino_unet" if openvino else "sdxl_unet",
+            ours_name="sdxl_unet_openvino" if openvino else "sdxl_unet",
             run=in_turns({"ours": mine, EAGER: eager, **peers}),
             error=lambda: difference(mine(), found),
             limit=EXACT if dtype == "float32" else 3 * theirs or 0.05,
