@@ -11,6 +11,7 @@ which is also the form of the quantised ChatGLM3 files that are passed around, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from kolors_kernel.errors import WeightsError
 
 Bits: TypeAlias = Literal[4, 8]
-_LARGEST: Mapping[int, int] = {8: 127, 4: 7}
 _AT_ONCE = 2**20
 """Weights that are widened at once: few enough to stay in the cache until they are multiplied."""
 
@@ -86,28 +86,36 @@ def widen(weight: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 def quantize(weight: Tensor, bits: Bits, *, group: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the integers and scales of a weight [O, I]; `group` columns share a scale, or a whole row does.
 
-    Scales are bfloat16, and integers are what is nearest under those. Raises ValueError where groups do not come out
-    even, or 4-bit columns do not pair.
+    A scale, which is bfloat16 and may be negative, makes the weight that is furthest from zero the lowest integer:
+    with 4 bits there is one integer more below zero than above, and it is worth an eighth of the error. Raises
+    ValueError where groups do not come out even, or 4-bit columns do not pair.
     """
     rows, width = weight.shape
     if width % (group or 1) or (bits == 4 and (group or width) % 2):
         raise ValueError(f"{width} columns cannot be kept in {bits} bits in groups of {group or width}")
+    lowest = -(2 ** (bits - 1))
     groups = weight.float().view(rows, -1, group or width)
-    scale = (groups.abs().amax(-1, keepdim=True) / _LARGEST[bits]).to(torch.bfloat16)
-    whole = (groups / scale.float().clamp(min=torch.finfo(torch.float32).tiny)).round_()
-    whole = whole.clamp_(-_LARGEST[bits], _LARGEST[bits]).to(torch.int8).view(rows, width)
+    furthest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = (furthest / lowest).to(torch.bfloat16)
+    whole = (groups / scale.float()).nan_to_num_().round_().clamp_(lowest, -1 - lowest)  # 0 / 0 in a group of zeros
+    whole = whole.to(torch.int8).view(rows, width)
     if bits == 4:
         whole = (whole[:, 0::2] << 4) | (whole[:, 1::2] & 15)
     return whole, scale.squeeze(-1) if group else scale.view(rows)
 
 
 def quantize_linears(module: nn.Module, bits: Bits, *, group: int | None = None) -> None:
-    """Replace every linear layer inside `module` by a quantised one, one at a time; see `quantize`."""
+    """Replace every linear layer inside `module` by a quantised one, one at a time; see `quantize`.
+
+    Where groups of `group` columns do not come out even, they are as much smaller as they must.
+    """
     for name in _linears(module):
         linear: Any = module.get_submodule(name)
+        width = linear.weight.shape[1]
         # In blocks of rows, whose float32 is small.
-        rows = linear.weight.detach().split(max(1, _AT_ONCE // linear.weight.shape[1]))
-        whole, scale = zip(*(quantize(block, bits, group=group) for block in rows), strict=True)
+        rows = linear.weight.detach().split(max(1, _AT_ONCE // width))
+        columns = group and math.gcd(width, group)
+        whole, scale = zip(*(quantize(block, bits, group=columns) for block in rows), strict=True)
         module.set_submodule(name, QuantizedLinear(torch.cat(whole), torch.cat(scale), linear.bias))
 
 
