@@ -49,11 +49,11 @@ class Bench:
         self.work, self.dumps = functools.cache(lambda: pickle.loads(make)()), dumps
 
     def answer(self, item: bytes) -> bytes:
-        """Return (None, what was made of the item), or (the class of the error, its text)."""
+        """Return (None, what was made of the item, nothing), or the class of the error, its text and its attributes."""
         try:
-            return attempt(lambda it: self.dumps((None, self.work()(it))), pickle.loads(item))
+            return attempt(lambda it: self.dumps((None, self.work()(it), {})), pickle.loads(item))
         except KolorsError as error:
-            return self.dumps((type(error), str(error)))
+            return self.dumps((type(error), str(error), vars(error)))
 
 
 def attempt(work: Callable[[Any], Made], item: object) -> Made:
@@ -93,16 +93,18 @@ def hand_out(
             for worker in ready:
                 item, tries = busy.pop(worker)
                 try:
-                    error, made = pickle.loads(worker.answer())
+                    error, made, told = pickle.loads(worker.answer())
                 except WorkerDied as death:
                     if tries < MOST_TRIES and failure is None:
                         logger.warning("a worker died on %.100s and another tries again: %s", item, death)
                         waiting.appendleft((item, tries + 1))
                         occupy(crew.enter_context(closing(hire())))
                         continue
-                    error, made = RunError, f"{tries} workers died on {item!s:.100}, the last: {death}"
-                if error is not None:
-                    failure = failure or error.__new__(error, made)
+                    error, made, told = RunError, f"{tries} workers died on {item!s:.100}, the last: {death}", {}
+                if error is not None and failure is None:
+                    # Its own constructor may take anything, and has made this text and these attributes already.
+                    failure = error.__new__(error, made)
+                    vars(failure).update(told)
                 occupy(worker)
                 if error is None:
                     yield item, made

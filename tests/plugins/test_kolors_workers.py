@@ -19,6 +19,7 @@ import pytest
 from kolors_workers.config import Pool, Ray
 from kolors_workers.handing_out import WorkerDied, hand_out
 from kolors_workers.pool import ProcessPool
+from kolors_zarr.store.damage import Damage, DamagedSamples
 
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import DataError, Interrupted, KolorsError, MissingDependency, RecipeError, RunError
@@ -189,6 +190,16 @@ def test_an_error_of_ours_arrives_as_it_is(two: Workers, kind: type[KolorsError]
     assert str(caught.value) == str(kind(*arguments))
 
 
+def test_an_error_of_ours_keeps_what_it_knows(two: Workers) -> None:
+    damages = [Damage(4, "cat", "samples/any/image/c/0", 4, "the chunk is not there")]
+    with pytest.raises(DamagedSamples) as caught:
+        list(two.map(Work, [("fail", DamagedSamples, "store", damages)]))
+    assert caught.value.numbers == (4,) and caught.value.damages == tuple(damages)
+    with pytest.raises(Interrupted) as interrupted:
+        list(two.map(Work, [("fail", Interrupted, signal.SIGTERM, "all is kept")]))
+    assert interrupted.value.exit_code == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_any_other_error_names_the_item_and_its_place(count: int) -> None:
     with pytest.raises(RunError) as caught:
@@ -333,7 +344,7 @@ class Scripted:
     def answer(self) -> bytes:
         if self.item == "fatal":
             raise WorkerDied("SIGKILL")
-        return pickle.dumps((DataError, "bad") if self.item == "bad" else (None, self.item.upper()))
+        return pickle.dumps((DataError, "bad", {}) if self.item == "bad" else (None, self.item.upper(), {}))
 
     def close(self) -> None:
         self.closed = True
