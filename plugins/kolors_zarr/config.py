@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from kolors_kernel.component import BuildContext, ExistingPath
 from kolors_kernel.kinds import CaptionMixConfig, DataSinkConfig, DataSourceConfig, SampleFilterConfig
@@ -55,8 +55,7 @@ class ZarrSink(DataSinkConfig):
         from kolors_zarr.store.places import open_place
         from kolors_zarr.store.sink import ZarrStoreSink
 
-        place = open_place(self.path if "://" in self.path else ctx.out / self.path)
-        return ZarrStoreSink(place, shard_rows=self.shard)
+        return ZarrStoreSink(open_place(self.path, below=ctx.out), shard_rows=self.shard)
 
 
 class ZarrSource(DataSourceConfig):
@@ -96,6 +95,14 @@ class ZarrSource(DataSourceConfig):
     """Threads that read ahead. With 0 a batch is read when it is asked for."""
     processes: NonNegativeInt = 0
     """Processes that read ahead instead of threads, where there are any."""
+
+    @model_validator(mode="after")
+    def _require_a_place_that_processes_share(self) -> Self:
+        if self.processes and self.path.startswith("memory://"):
+            raise ValueError(
+                f"{self.path} is in the memory of this process, which others cannot read; set processes: 0"
+            )
+        return self
 
     @classmethod
     def tiny(cls) -> Self:

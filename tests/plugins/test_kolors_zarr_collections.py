@@ -318,11 +318,11 @@ def test_parquet_pictures_may_be_bytes_or_paths_inside_the_folder(tmp_path: Path
 
 
 def test_a_column_of_ids_names_the_samples(tmp_path: Path) -> None:
-    table = columns(3) | {"key": ["x", None, "z"]}
+    table = columns(4) | {"key": ["x", None, "z", ""]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     found = collection("parquet", tmp_path / "a.parquet", id="key", **TABLE)
-    assert [each.name for each in found.inputs()] == ["x", "a.parquet:1", "z"]
-    assert problems(found) == {"a.parquet:1": "it has no 'key'"}
+    assert [each.name for each in found.inputs()] == ["x", "a.parquet:1", "z", "a.parquet:3"]
+    assert problems(found) == dict.fromkeys(["a.parquet:1", "a.parquet:3"], "it has no 'key'")
 
 
 def test_a_parquet_file_that_is_damaged_costs_its_rows_only(tmp_path: Path) -> None:

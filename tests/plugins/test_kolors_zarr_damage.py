@@ -324,6 +324,31 @@ class TestStoresThatCannotBeOpened:
         (path / "manifest.json").write_text(text)
         assert f"{path}/manifest.json is damaged" in self.refusal(path)
 
+    @pytest.mark.parametrize(
+        ("edit", "says"),
+        [
+            (lambda manifest: manifest["groups"][0].update(samples=10**15), "1000000000000000 samples in"),
+            (lambda manifest: manifest["groups"][0].update(shards=10**15), "in 1000000000000000 shards of"),
+            (lambda manifest: manifest.update(shard_rows=10**15), "shards of 1000000000000000 rows; no store has more"),
+            (lambda manifest: manifest["groups"][0].update(samples=10**40), "0" * 40),
+            (
+                lambda manifest: manifest["groups"][0]["columns"]["latents"].update(shape=[10**5] * 3),
+                "column 'latents'",
+            ),
+            (
+                lambda manifest: manifest.update(text={"dtype": "float16", "width": 10**15, "pooled": 1}),
+                "conditioning of",
+            ),
+            (lambda manifest: manifest["groups"][0].update(name="100000x16"), "names the group '100000x16'"),
+        ],
+        ids=["samples", "shards", "rows", "more than 64 bits", "shape", "text", "group"],
+    )
+    def test_a_manifest_of_more_than_any_machine_holds(
+        self, path: Path, edit: Callable[[dict[str, Any]], Any], says: str
+    ) -> None:
+        refusal = self.refusal(self.with_manifest(path, edit))
+        assert refusal.startswith(f"{path}/manifest.json ") and says in refusal
+
     @pytest.mark.parametrize("name", ["..", "../../outside", "/etc", "..\\outside", "C:\\x", "16x16/../..", "", "16x0"])
     def test_a_group_that_leads_out_of_the_store(self, path: Path, name: str) -> None:
         says = self.refusal(self.with_manifest(path, lambda manifest: manifest["groups"][0].update(name=name)))

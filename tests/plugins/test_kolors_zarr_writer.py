@@ -162,7 +162,9 @@ def test_the_index_names_size_and_checksum_of_every_shard(tmp_path: Path) -> Non
 
 
 @settings(max_examples=15, deadline=None)
-@given(records=st.lists(sample_records(), min_size=1, max_size=9), rows=st.integers(1, 4))
+@given(
+    records=st.lists(sample_records(), min_size=1, max_size=9, unique_by=lambda each: each.id), rows=st.integers(1, 4)
+)
 def test_any_records_are_in_the_index(records: list[SampleRecord], rows: int) -> None:
     url = f"memory://{uuid4().hex}/s"
     manifest = write_store(url, (Sample(each, image=b"x") for each in records), shard_rows=rows)
@@ -647,6 +649,15 @@ def test_more_captions_than_bits_are_refused(tmp_path: Path) -> None:
 
 
 # A stream that fails
+
+
+def test_an_id_comes_once_and_a_shard_has_only_so_many_rows(tmp_path: Path) -> None:
+    again = [sample(0), sample(1), sample(0)]
+    with pytest.raises(ValueError, match="two samples have the id 'id0'"):
+        write_store(tmp_path / "s", again)
+    with pytest.raises(ValueError, match=r"a shard of 1048577 rows: need 1 to 1048576"):
+        write_store(tmp_path / "s", [sample(0)], shard_rows=2**20 + 1)
+    assert not [path for path in (tmp_path / "s").rglob("*") if path.is_file()]
 
 
 def test_a_stream_that_fails_leaves_nothing_and_its_error_stays_itself(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Table(ABC):
         """Return the input of a row by the id in it, or by what the row is called where the table has no ids."""
         if not self.identity:
             return Input(row, where, stamp)
-        if identity is None:
+        if identity is None or identity == "":
             return Input(row, where, stamp, f"it has no '{self.identity}'")
         return Input(str(identity), where, stamp)
 

@@ -96,7 +96,7 @@ def graphs_of(recipe: ImportSamples) -> Mapping[str, Graph]:
 
 def sink_of(recipe: ImportSamples, ctx: BuildContext) -> ZarrStoreSink:
     """Return where the recipe's samples go."""
-    place = open_place(recipe.path if "://" in recipe.path else ctx.out / recipe.path)
+    place = open_place(recipe.path, below=ctx.out)
     sizes = recipe.buckets.sizes() if recipe.keep == "encoded" else ()
     return ZarrStoreSink(place, shard_rows=recipe.shard, buckets=sizes)
 

@@ -65,6 +65,9 @@ MOST_VALUES = 4_096
 """A tag with more distinct values has no column in the index; it is read from the samples."""
 MOST_CAPTIONS = 16
 LARGEST_SIDE = 65_535
+MOST_SAMPLES, MOST_SHARDS, MOST_SHARD_ROWS = 2**36, 2**26, 2**20
+MOST_ROW_BYTES = 2**30
+"""What no store goes beyond; a manifest that does is not one of ours, and opening it would take all memory."""
 ARRAY_DTYPES = {"pixels": ("uint8",), "latents": ("float16", "float32")}
 """The columns of samples that are arrays, and what they may hold."""
 ABSENT = 2**64 - 1

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from math import prod
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.store.damage import REMEDY, unreadable
-from kolors_zarr.store.layout import ANY, ARRAY_DTYPES, ATTRIBUTE, CAPTION, MANIFEST, PARTS, TEXT, VERSION, is_key
+from kolors_zarr.store.layout import (
+    ANY,
+    ARRAY_DTYPES,
+    ATTRIBUTE,
+    CAPTION,
+    MANIFEST,
+    MOST_ROW_BYTES,
+    MOST_SAMPLES,
+    MOST_SHARD_ROWS,
+    MOST_SHARDS,
+    PARTS,
+    TEXT,
+    VERSION,
+    is_key,
+)
 from kolors_zarr.store.manifest import Column, Manifest
 from kolors_zarr.store.places import Place
 
-_GROUP = re.compile(rf"{ANY}|[1-9]\d*x[1-9]\d*")
+_GROUP = re.compile(rf"{ANY}|[1-9]\d{{0,4}}x[1-9]\d{{0,4}}")
 _KINDS = {"id": "string", "tags": "string", "image": "bytes", **dict.fromkeys(ARRAY_DTYPES, "array")}
 
 
@@ -51,6 +66,13 @@ def _reason_for_none(place: Place) -> str:
 def _misfit(manifest: Manifest) -> str | None:
     """Say what no store that was written by this package has; names that lead out of the store above all."""
     names = [group.name for group in manifest.groups]
+    if manifest.samples > MOST_SAMPLES or manifest.shards > MOST_SHARDS or manifest.shard_rows > MOST_SHARD_ROWS:
+        return (
+            f"has {manifest.samples} samples in {manifest.shards} shards of {manifest.shard_rows} rows; no store has "
+            f"more than {MOST_SAMPLES}, {MOST_SHARDS} and {MOST_SHARD_ROWS}"
+        )
+    if manifest.text is not None and (manifest.text.width + manifest.text.pooled) * 4 > MOST_ROW_BYTES:
+        return f"has conditioning of {manifest.text.width} and {manifest.text.pooled} numbers, which no store has"
     if len(set(names)) < len(names):
         return "has a group twice"
     for key in (*manifest.captions, *manifest.tags):
@@ -75,4 +97,6 @@ def _is_known(name: str, column: Column) -> bool:
             return column.kind == kind and is_key(name.removeprefix(prefix))
     if column.kind != _KINDS.get(name):
         return False
-    return column.kind != "array" or (column.dtype in ARRAY_DTYPES[name] and len(column.shape) == 3)
+    if column.kind != "array":
+        return True
+    return column.dtype in ARRAY_DTYPES[name] and len(column.shape) == 3 and 4 * prod(column.shape) <= MOST_ROW_BYTES

@@ -121,8 +121,10 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
 
-def open_place(url: str | Path) -> Place:
-    """Return the place of a local path or of a URL. Raises DataError for a URL of no kind that is known.
+def open_place(url: str | Path, *, below: Path = Path()) -> Place:
+    """Return the place of a local path, `below` a folder if it is not absolute, or of a URL.
+
+    Raises DataError for a URL of no kind that is known.
 
     s3, gs, az, http and https are read and written by obstore, everything else by fsspec; see
     `kolors_zarr.store.remote_places` for where credentials come from. What begins with icechunk+ is a repository, see
@@ -130,7 +132,7 @@ def open_place(url: str | Path) -> Place:
     """
     text = str(url)
     if isinstance(url, Path) or "://" not in text:
-        return Folder(Path(os.path.abspath(url)))
+        return Folder(Path(os.path.abspath(below / url)))
     if text.startswith("file://"):
         return Folder(Path(text.removeprefix("file://")))
     if text.startswith("icechunk+"):

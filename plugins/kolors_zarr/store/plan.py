@@ -11,7 +11,7 @@ import numpy as np
 
 from kolors_kernel.errors import DataError
 from kolors_kernel.values import Part
-from kolors_zarr.store.layout import PARTS, group_name
+from kolors_zarr.store.layout import MOST_SHARD_ROWS, PARTS, group_name
 from kolors_zarr.store.manifest import sealed, unsealed
 from kolors_zarr.store.places import Place
 
@@ -30,8 +30,11 @@ class Plan:
     def of(cls, parts: Sequence[Part], *, shard_rows: int) -> Self:
         """Number the parts of each group in their order, the groups by height and width.
 
-        Raises ValueError for two parts of one name, or one of more samples than a shard has rows.
+        Raises ValueError for two parts of one name, or one of more samples than a shard has rows, or for more rows than
+        a shard may have.
         """
+        if not 0 < shard_rows <= MOST_SHARD_ROWS:
+            raise ValueError(f"a shard of {shard_rows} rows: need 1 to {MOST_SHARD_ROWS}")
         digest, counts, shards = blake2b(digest_size=16), dict[str, int](), dict[str, tuple[str, int]]()
         for part in sorted(parts, key=lambda part: part.size):
             group = group_name(part.size)

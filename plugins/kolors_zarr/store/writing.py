@@ -34,10 +34,10 @@ def write_store(
 ) -> Manifest:
     """Write samples to a new store, in groups by `size_of`, each in the order they come; return its manifest.
 
-    Holds up to a shard of each group in memory. Whatever fails, nothing is left behind. Raises DataError when there is
-    something at the path or there are no samples, ValueError when the samples do not hold the same things, RunError
-    when the place cannot be written. `buckets` are the sizes by which pictures that are kept as they came were put
-    into groups.
+    Holds up to a shard of each group in memory, and all ids. Whatever fails, nothing is left behind. Raises DataError
+    when there is something at the path or there are no samples, ValueError when the samples do not hold the same things
+    or an id comes twice, RunError when the place cannot be written. `buckets` are the sizes by which pictures that are
+    kept as they came were put into groups.
     """
     place = open_place(path) if isinstance(path, str | Path) else path
     with writing(place, left=_NOTHING):
@@ -58,16 +58,24 @@ class _Stream:
     """Collects samples by size, and writes a shard of each whenever it is full."""
 
     def __init__(self, place: Place, shard_rows: int) -> None:
-        self.place, self.shard_rows, self.samples = place, shard_rows, 0
+        self.place, self.shard_rows, self._ids = place, shard_rows, set[str]()
         self._waiting: dict[Size, list[Sample]] = {}
         self._shards: dict[Size, int] = {}
 
     def add(self, size: Size, sample: Sample) -> None:
         """Take in the next sample."""
-        self.samples += 1
+        id = sample.record.id
+        if id in self._ids:
+            raise ValueError(f"two samples have the id '{id}'; an id is unique in a store")
+        self._ids.add(id)
         self._waiting.setdefault(size, []).append(sample)
         if len(self._waiting[size]) == self.shard_rows:
             self._write(size)
+
+    @property
+    def samples(self) -> int:
+        """How many came."""
+        return len(self._ids)
 
     def close(self) -> list[tuple[str, int]]:
         """Write what is waiting, and return all parts in the order of the store."""
