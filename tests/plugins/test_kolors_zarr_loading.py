@@ -154,6 +154,16 @@ def test_an_error_of_a_thread_comes_where_its_batch_would_have(fill: Any) -> Non
     assert found == [0, 1, 2]
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_error_costs_no_slot(fill: Any, count: int) -> None:
+    threads = Threads(fill, count=count, slot_bytes=64)
+    for _ in range(5):
+        with pytest.raises(DataError, match="this one is bad"):
+            list(threads.filled(["raise", 1]))
+    gc.collect()
+    assert [ring.free for ring in threads._idle] == [threads.slots]
+
+
 def test_breaking_off_ends_the_threads_and_gives_back_their_slots() -> None:
     started = threading.Event()
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from kolors_zarr.config import ZarrSink, ZarrSource
 from kolors_zarr.loading.source import ZarrDataSource
+from kolors_zarr.store import index_writing
 from kolors_zarr.store.writing import write_store
 from kolors_zarr.tiny import temporary_path, tiny_store
 from PIL import Image
@@ -337,6 +338,18 @@ def test_what_cannot_be_balanced_is_said() -> None:
         images(balance="style")
 
 
+def test_a_tag_that_the_index_cannot_have_is_not_balanced_by_for_a_reason_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_writing, "MOST_VALUES", 2)
+    tags = [{"kind": "a", "name": f"n{i}", "two words": "b"} for i in range(3)]
+    samples = [Sample(SampleRecord(f"{i}", (8, 8), {}, tags[i]), latents=torch.zeros(1, 1, 1)) for i in range(3)]
+    write_store(tmp_path / "s", samples)
+    for tag, why in (("name", "it has more than 4,096 values"), ("two words", "a name in the index is of letters")):
+        with pytest.raises(DataError, match=f"cannot be balanced by '{tag}': {why}"):
+            build(tmp_path / "s", pictures="latents", balance=tag)
+
+
 def test_pictures_without_a_bucket_are_reported_by_name_and_reason(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         source = pictures(buckets={"type": "sizes", "table": SIZES, "min_side": 12})
@@ -437,6 +450,12 @@ def test_a_store_in_memory_is_read_by_its_url() -> None:
 
 
 RECORDS = [SampleRecord(f"m{i}", (8, 8), {"en_original": f"{i}"}) for i in range(2)]
+
+
+def test_a_store_in_memory_is_for_one_process_and_that_is_said_when_a_recipe_is_checked() -> None:
+    assert ZarrSource(path="memory://here", threads=2).processes == 0
+    with pytest.raises(ValidationError, match=r"memory://here is in the memory of this process.*; set processes: 0"):
+        ZarrSource(path="memory://here", processes=1)
 
 
 def test_a_sink_writes_below_the_run_and_a_source_reads_it(tmp_path: Path) -> None:

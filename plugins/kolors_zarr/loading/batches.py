@@ -18,8 +18,6 @@ from kolors_zarr.loading.ring import Slot
 from kolors_zarr.store.layout import CAPTION
 from kolors_zarr.store.reading import Store
 
-_DTYPES = {"|u1": torch.uint8, "<f2": torch.float16, "<f4": torch.float32}
-
 
 @dataclass(frozen=True)
 class ZarrBatch(Batch):
@@ -83,7 +81,7 @@ def to_batch(filled: Filled, slot: Slot, store: Store, *, pinned: bool) -> ZarrB
         memory = memory.pin_memory() if pinned else memory
     arrays = {name: torch.from_numpy(array) for name, array in filled.loose.items()}
     for name, (start, stop, dtype, shape) in filled.places.items():
-        arrays[name] = memory[start:stop].view(_DTYPES[dtype]).view(shape)
+        arrays[name] = memory[start:stop].view(getattr(torch, dtype)).view(shape)
     conditioning = None
     if "tokens" in arrays:
         conditioning = Conditioning(arrays["tokens"], arrays["pooled"], arrays.get("key_bias"))

@@ -26,7 +26,7 @@ from kolors_zarr.store.reading import Store
 Array: TypeAlias = NDArray[Any]
 Size: TypeAlias = tuple[int, int]
 Place: TypeAlias = tuple[int, int, str, tuple[int, ...]]
-"""Where an array is in a slot, from byte to byte, its dtype and its shape."""
+"""Where an array is in a slot, from byte to byte, its dtype by the name that torch gives it too, and its shape."""
 _ALIGNED = 64
 """Arrays in a slot begin at multiples of this many bytes."""
 _TEXT_ROWS = 128
@@ -87,7 +87,7 @@ class _Arrays:
         if stop > len(self.memory):
             self.loose[name] = np.empty(shape, form)
             return self.loose[name]
-        self.places[name], self.end = (start, stop, form.str, shape), aligned(stop)
+        self.places[name], self.end = (start, stop, form.name, shape), aligned(stop)
         return self.memory[start:stop].view(form).reshape(shape)
 
     def drop(self, name: str) -> None:

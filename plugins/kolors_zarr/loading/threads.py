@@ -36,9 +36,18 @@ class Threads:
             if self._count:
                 yield from self._ahead(jobs, slots)
             else:
-                yield from ((self._fill(job, slot.memory), slot) for job, slot in zip(jobs, slots, strict=False))
+                yield from self._in_turn(jobs, slots)
         finally:
             self._idle.append(ring)
+
+    def _in_turn(self, jobs: Iterable[Any], slots: Iterator[Slot]) -> Generator[Filled]:
+        for job, slot in zip(jobs, slots, strict=False):
+            try:
+                done = self._fill(job, slot.memory)
+            except BaseException:
+                slot.give_back()
+                raise
+            yield done, slot
 
     def _ahead(self, jobs: Iterable[Any], slots: Iterator[Slot]) -> Generator[Filled]:
         waiting = deque[tuple[Future[Any], Slot]]()

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from kolors_kernel.errors import DataError
 from kolors_zarr.loading.selection import Bucket
-from kolors_zarr.store.layout import TAG
+from kolors_zarr.store.layout import MOST_VALUES, TAG, is_key
 from kolors_zarr.store.reading import Store
+
+_LOOKED_AT = 256
+"""Samples in which a tag is looked for that the index lacks."""
 
 
 class Weights:
@@ -25,10 +28,7 @@ class Weights:
         if balance is None:
             return
         if balance not in store.manifest.tags:
-            raise DataError(
-                f"{store.place.url} cannot be balanced by '{balance}': its index has the tags "
-                f"{', '.join(store.manifest.tags) or 'none'}"
-            )
+            raise DataError(f"{store.place.url} cannot be balanced by '{balance}': {_reason_for_none(store, balance)}")
         codes = store.column(TAG + balance)
         counts = sum(np.bincount(codes[_index(bucket)], minlength=1 + codes.max(initial=0)) for bucket in buckets)
         assert not isinstance(counts, int)
@@ -45,6 +45,14 @@ class Weights:
             return np.ones(len(numbers))
         weights: NDArray[np.float64] = self._by_code[self._store.rows(self._column, numbers)]
         return weights
+
+
+def _reason_for_none(store: Store, tag: str) -> str:
+    """Say why the index has not a tag: because some of the first samples have it all the same, or none does."""
+    if any(tag in record.tags for record in store.records(range(min(_LOOKED_AT, store.samples)))):
+        too_many = f"it has more than {MOST_VALUES:,} values"
+        return too_many if is_key(tag) else "a name in the index is of letters, digits and _.-"
+    return f"its index has the tags {', '.join(store.manifest.tags) or 'none'}"
 
 
 def _index(bucket: Bucket) -> slice | NDArray[np.integer]:
