@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,7 +43,8 @@ class AutoOp(Generic[P]):
         for name, reason in passed_over:
             if (name, reason) not in self._told:
                 self._told[name, reason] = None
-                logger.info("%s '%s' is passed over: %s", self.kind, name, reason)
+                if not torch.compiler.is_compiling():  # it cannot see into loggers
+                    logger.info("%s '%s' is passed over: %s", self.kind, name, reason)
         if chosen is None:
             raise ValueError(f"no {self.kind} takes this call: {_listed(passed_over)}")
         name, op = chosen

@@ -35,7 +35,7 @@ class SDXLUNetBackbone:
         self.module: nn.Module = module
         self.shape = shape
         self.predicts: Literal["epsilon", "v"] = predicts
-        self._unet, self._text_keys, self._frozen = module, TextKeys(module), UNFROZEN
+        self._unet, self._run, self._text_keys, self._frozen = module, module, TextKeys(module), UNFROZEN
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, size: Tensor) -> Tensor:
         """noisy [B, C, h, w], timesteps [B], size [B, 6] (original h w, crop top left, target h w; pixels)
@@ -48,11 +48,18 @@ class SDXLUNetBackbone:
         # In float32 whatever the net computes in: the log of a count loses a percent in bfloat16.
         mask = None if bias is None else bias[:, None, None, :].to(torch.promote_types(dtype, torch.float32))
         context = self._text_keys(conditioning.tokens, dtype)
-        out: Tensor = self.module(noisy.to(dtype), timesteps, context, conditioning.pooled.to(dtype), size, mask)
+        out: Tensor = self._run(noisy.to(dtype), timesteps, context, conditioning.pooled.to(dtype), size, mask)
         return out.to(noisy.dtype)
+
+    def compile(self) -> None:
+        """Have torch.compile make the net's kernels at the first prediction; `freeze` then does nothing."""
+        self._run = torch.compile(self._unet)  # type: ignore[assignment]
+        self._frozen = {"weights": "as they were read: torch.compile is on, which cannot see into packed ones"}
 
     def freeze(self) -> None:
         """Pack the weights; they can no longer be trained."""
+        if self._run is not self._unet:
+            return
         # What reads the text runs once for a text, and stays plain so that a change of it is seen.
         self._frozen = freeze(self.module, keep=self._unet.text_readers())
 

@@ -5,7 +5,7 @@ The sums that a released layout would divide by 1.0 are not divided: 159 fewer o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -181,11 +181,11 @@ class Transformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Iterator[Keys], mask: Tensor | None) -> Tensor:
-        """x [B, C, h, w], the text's keys for each layer in turn, additive mask [B, 1, 1, L] or None."""
+    def forward(self, x: Tensor, context: list[Keys], mask: Tensor | None) -> Tensor:
+        """x [B, C, h, w], the text's keys, of which each layer takes the first, additive mask [B, 1, 1, L] or None."""
         rows = self.proj_in(normal(self.norm, x).flatten(2).transpose(1, 2))  # [B, N, C]
         for layer in self.transformer_blocks:
-            rows = self.run(layer, rows, *next(context), mask)
+            rows = self.run(layer, rows, *context.pop(0), mask)
         out: Tensor = self.proj_out(rows).transpose(1, 2).view(x.shape).add_(x)
         return out
 

@@ -42,6 +42,9 @@ class SDXLUNet(BackboneConfig):
     """How the gated activation is computed."""
     gradient_checkpointing: bool = False
     """Whether training keeps less in memory and computes it again: about a quarter slower."""
+    compile: bool = False
+    """Whether torch.compile makes the net's kernels at the first prediction, which takes minutes. For GPUs: on CPUs the
+    packed weights of a frozen net are faster, and a compiled net does without them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,7 +116,11 @@ class SDXLUNet(BackboneConfig):
             )
         else:
             module = load_unet(self.path, shape, ops, device=ctx.device, dtype=ctx.dtype)
-        return SDXLUNetBackbone(place(module, device=ctx.device, dtype=ctx.dtype), shape, predicts=self.predicts)
+        module = place(module, device=ctx.device, dtype=ctx.dtype)
+        backbone = SDXLUNetBackbone(module, shape, predicts=self.predicts)
+        if self.compile:
+            backbone.compile()
+        return backbone
 
     def _shape(self, conditioning: ConditioningSpec, latents: LatentSpec) -> UNetShape:
         """Return the net's shape: what its file says, or made for these inputs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +74,7 @@ class UNet(nn.Module):
         time = self.time_embedding(waves(timesteps, self.first).to(x.dtype))
         sizes = waves(size.flatten(), self.size_width).view(len(size), -1).to(x.dtype)
         embedding = F.silu(time + self.add_embedding(torch.cat([pooled, sizes], dim=1)))
-        keys = iter(context)
+        keys = list(context)  # each layer takes the next
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
@@ -126,7 +125,7 @@ class _Level(nn.Module):
             for _ in range(transformers if layers else 0)
         )
 
-    def attend(self, index: int, x: Tensor, keys: Iterator[Keys], mask: Tensor | None) -> Tensor:
+    def attend(self, index: int, x: Tensor, keys: list[Keys], mask: Tensor | None) -> Tensor:
         """Apply the transformer of this index, if this resolution has any."""
         return self.attentions[index](x, keys, mask) if self.attentions else x
 
@@ -139,7 +138,7 @@ class _Down(_Level):
         self.downsamplers = None if last else nn.ModuleList([Downsample(channels)])
 
     def forward(
-        self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None, skips: list[Tensor]
+        self, x: Tensor, embedding: Tensor, keys: list[Keys], mask: Tensor | None, skips: list[Tensor]
     ) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = self.attend(index, self.run(resnet, x, embedding), keys, mask)
@@ -151,7 +150,7 @@ class _Down(_Level):
 
 
 class _Middle(_Level):
-    def forward(self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, keys: list[Keys], mask: Tensor | None) -> Tensor:
         x = self.attend(0, self.run(self.resnets[0], x, embedding), keys, mask)
         return self.run(self.resnets[1], x, embedding)
 
@@ -162,7 +161,7 @@ class _Up(_Level):
         self.upsamplers = nn.ModuleList([Upsample(a.block_channels[level])]) if level else None
 
     def forward(
-        self, x: Tensor, embedding: Tensor, keys: Iterator[Keys], mask: Tensor | None, skips: list[Tensor]
+        self, x: Tensor, embedding: Tensor, keys: list[Keys], mask: Tensor | None, skips: list[Tensor]
     ) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = self.run(resnet, torch.cat([x, skips.pop()], dim=1), embedding)

@@ -303,6 +303,23 @@ def test_reports_which_path_ran_and_why_not_a_faster_one(released: Path) -> None
     assert said["group_norm_silu"] == "ReferenceGroupNormSiLU"
 
 
+@torch.no_grad()
+def test_a_compiled_net_is_one_graph_that_is_not_packed(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+
+    def without_kernels(net: Any) -> Any:  # making them takes minutes
+        return compiler(net, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", without_kernels)
+    ours, asked = load(None, architecture=SDXLUNet.tiny().architecture, compile=True), inputs(torch.float32)
+    plain = load(None, architecture=SDXLUNet.tiny().architecture)
+    plain.module.load_state_dict(ours.module.state_dict())
+    ours.freeze()
+    assert "torch.compile" in ours.report()["weights"]
+    assert {type(m) for m in ours.module.modules()} == {type(m) for m in plain.module.modules()}
+    assert error(ours.predict(*asked), plain.predict(*asked)) <= 1e-6
+
+
 class MaskSpy:
     """Attention that keeps the masks it is given."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ class BlockedAttention:
         if reason := self.refuses(q, k, v, mask):
             raise ValueError(f"attention 'blocked' refuses: {reason}")
         check_additive(mask)
-        with exact_onednn():
-            found = _attend(q, k, v, mask)
         # Heads beside each other in memory, as the projection behind the attention reads them.
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
-        return out.copy_(found.view(out.shape))
+        with exact_onednn():
+            _attend(q, k, v, mask, out)
+        return out
 
     def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
         """Say why this call cannot run here, or return None: only float32 and bfloat16 on a CPU, without gradients."""
@@ -50,42 +51,51 @@ class BlockedAttention:
         return None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """As above -> float32 [B * A, N, E]."""
-    rows, padded = q.shape[2], -(-k.shape[2] // _LANES) * _LANES
-    bias = _bias(mask, q.shape[:2], k.shape[2], padded)
-    q, k, v = _flat(q, rows), _flat(k, padded), _flat(v, padded)
-    out = torch.empty(len(q), rows, v.shape[2])
-    many = min(rows, max(1, _SCORES // padded))  # rows of a block
-    heads = min(len(q), max(1, _SCORES // (padded * many)))  # and heads, more than one only with all their rows
-    memory = torch.empty(heads * many * padded)
-    for head in range(0, len(q), heads):
-        here = slice(head, head + heads)
-        for row in range(0, rows, many):
-            block = q[here, row : row + many]
-            scores = memory[: len(block) * block.shape[1] * padded].view(len(block), -1, padded)
-            torch.baddbmm(scores, block, k[here].mT, beta=0, alpha=1 / math.sqrt(q.shape[2]), out=scores)
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor) -> None:
+    """Fill `out`, block by block: what a block reads is widened in the cache, never all of it in memory."""
+    batch, heads, rows, width = q.shape
+    padded = -(-k.shape[2] // _LANES) * _LANES
+    bias = None if mask is None and k.shape[2] == padded else _bias(mask, q, k.shape[2], padded)
+    for pictures, some, parts in _blocks(batch, heads, rows, padded):
+        keys, values = (_wide(x[pictures, some], padded) for x in (k, v))
+        keys = keys.mul_(1 / math.sqrt(width)).mT
+        for part in parts:
+            block = q[pictures, some, part]
+            scores = torch.bmm(_wide(block, block.shape[2]), keys)
             if bias is not None:
-                scores += bias[here, row : row + many] if bias.shape[1] > 1 else bias[here]
+                where = bias[pictures, some, part] if bias.shape[2] > 1 else bias[pictures, some]
+                scores += where.flatten(0, 1)
             torch.softmax(scores, dim=-1, out=scores)
-            torch.bmm(scores, v[here], out=out[here, row : row + many])
-    return out
+            block = out[pictures, some, part]
+            block.copy_(torch.bmm(scores, values).view(block.shape))
 
 
-def _flat(x: Tensor, length: int) -> Tensor:
-    """[B, A, L, E] -> contiguous float32 [B * A, length, E], zeros behind."""
+def _blocks(batch: int, heads: int, rows: int, keys: int) -> Iterator[tuple[slice, slice, list[slice]]]:
+    """Yield pictures, heads and the parts of rows of each block: several heads only with all rows, several pictures
+    only with all heads.
+    """
+    high = min(rows, max(1, _SCORES // keys))
+    wide = min(heads, max(1, _SCORES // (keys * rows)))
+    deep = min(batch, max(1, _SCORES // (keys * rows * heads)))
+    parts = [slice(row, row + high) for row in range(0, rows, high)]
+    for picture in range(0, batch, deep):
+        for head in range(0, heads, wide):
+            yield slice(picture, picture + deep), slice(head, head + wide), parts
+
+
+def _wide(x: Tensor, length: int) -> Tensor:
+    """[b, a, n, E] -> contiguous float32 [b * a, length, E], zeros behind."""
     batch, heads, given, width = x.shape
-    out = torch.empty(batch, heads, length, width)
+    if given == length:
+        return torch.empty(batch, heads, length, width).copy_(x).flatten(0, 1)
+    out = torch.zeros(batch, heads, length, width)
     out[:, :, :given] = x
-    out[:, :, given:] = 0
-    return out.view(-1, length, width)
+    return out.flatten(0, 1)
 
 
-def _bias(mask: Tensor | None, heads: tuple[int, ...], keys: int, padded: int) -> Tensor | None:
-    """Return what is added to the scores, float32 [B * A, 1 or N, padded], -inf behind the keys; None for nothing."""
-    if mask is None and keys == padded:
-        return None
+def _bias(mask: Tensor | None, q: Tensor, keys: int, padded: int) -> Tensor:
+    """Return what is added to the scores, float32 [B, A, 1 or N, padded]: the mask, and -inf behind the keys."""
     rows = 1 if mask is None or mask.ndim < 2 else mask.shape[-2]
-    bias = torch.full((*heads, rows, padded), -math.inf)
+    bias = torch.full((*q.shape[:2], rows, padded), -math.inf)
     bias[..., :keys] = 0 if mask is None else mask
-    return bias.flatten(0, 1)
+    return bias

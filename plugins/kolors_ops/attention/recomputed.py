@@ -36,11 +36,13 @@ class RecomputedAttention:
         return result.view(q.shape)
 
     def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
-        """Say why this call cannot run here: not on a CPU, several dtypes, a mask to be trained; or return None."""
+        """Say why this call cannot run here: not on a CPU, several dtypes, a mask to be trained, compiled; or None."""
         if q.device.type != "cpu":
             return f"it is made for CPUs, and q is on {q.device.type}"
         if not q.dtype == k.dtype == v.dtype:
             return f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
+        if torch.compiler.is_compiling():
+            return "a compiler has better blocks of its own"
         return "it gives a mask no gradient" if mask is not None and mask.requires_grad else None
 
 
