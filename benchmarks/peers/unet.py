@@ -56,6 +56,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """What diffusers' class is made with; full is the released net. Heads are counts in spite of the name."""
 
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
 
 @contextmanager
 def contest(size: str, dtype: str, *, openvino: bool, compiled: bool) -> Iterator[Contest]:
@@ -144,7 +146,7 @@ def _best_peers(
     found: dict[str, Step] = {}
     dtype = str(inputs.noisy.dtype).removeprefix("torch.")
     if openvino:
-        return {f"{EAGER}, openvino": _exported(inputs, net)}, {}
+        return {f"{EAGER}, openvino": _exported(inputs, load_peer(folder, "float32"), dtype)}, {}
     if dtype == "float32":
         by_layout = inputs.peer(load_peer(folder, dtype).to(memory_format=torch.channels_last))
 
@@ -160,8 +162,8 @@ def _best_peers(
     return found, {f"{EAGER}, compiled, channels_last": "takes minutes; asked for by --compile"}
 
 
-def _exported(inputs: _Inputs, net: Any) -> Step:
-    """Return diffusers' net exported to OpenVINO, on one thread."""
+def _exported(inputs: _Inputs, net: Any, dtype: str) -> Step:
+    """Return diffusers' float32 net exported to OpenVINO, which computes it on one thread in this dtype."""
     import torch
     from torch import nn
 
@@ -183,14 +185,11 @@ def _exported(inputs: _Inputs, net: Any) -> Step:
             )[0]
             return found
 
-    wanted = inputs.noisy.dtype
-    exported = openvino.convert_model(Plain(), example_input=inputs.tensors())
-    exported.reshape([list(tensor.shape) for tensor in inputs.tensors()])
-    hint = "f32" if wanted == torch.float32 else "bf16"
-    compiled = openvino.compile_model(
-        exported, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1}
-    )
-    arrays = [tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy() for tensor in inputs.tensors()]
+    given = [t.float() if t.is_floating_point() else t for t in inputs.tensors()]
+    exported = openvino.convert_model(Plain(), example_input=tuple(given))
+    exported.reshape({index: list(tensor.shape) for index, tensor in enumerate(given)})
+    hints = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": _HINTS[dtype]}
+    compiled, arrays = openvino.compile_model(exported, "CPU", hints), [tensor.numpy() for tensor in given]
     return lambda: torch.from_numpy(compiled(arrays)[0])
 
 
