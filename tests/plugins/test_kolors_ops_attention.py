@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -61,6 +61,14 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
 
 def error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).abs().max())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _however_few_rows() -> Iterator[None]:
+    """Few rows go to another kernel, which is tested as itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocked, "_FEW", 0)
+        yield
 
 
 @forward
@@ -201,7 +209,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, form:
 @pytest.mark.parametrize("keys", [31, 256])
 @pytest.mark.parametrize("sharpness", [1, 8])
 def test_blocks_are_as_exact_in_bfloat16_as_sdpa(keys: int, sharpness: int) -> None:
-    q, k, v = inputs(4, 64, keys, 64, dtype=torch.bfloat16)
+    q, k, v = inputs(4, 128, keys, 64, dtype=torch.bfloat16)
     q = q * sharpness
     bias = torch.zeros(keys)
     bias[0] = math.log(226)
@@ -228,7 +236,15 @@ def test_blocks_say_what_they_do_not_take() -> None:
         assert "autocast" in str(BLOCKED.refuses(q, k, v))
 
 
+def test_few_rows_go_to_torchs_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs(3, 33, 50, 40)
+    monkeypatch.setattr(blocked, "_FEW", 2 * 3 * 33 + 1)
+    assert torch.equal(BLOCKED(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    monkeypatch.setattr(blocked, "_FEW", 2 * 3 * 33)
+    assert not torch.equal(BLOCKED(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
 def test_blocks_leave_torchs_settings_as_they_were() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    BLOCKED(*inputs(1, 3, 5, 8))
+    BLOCKED(*inputs(4, 128, 5, 8))
     assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from kolors_ops.attention.reference import check_additive
+from kolors_ops.attention.sdpa import SDPAAttention
 from kolors_weights.precision import exact_onednn
 
 _SCORES = 2**18
 """Scores at a time: 1 MiB, what a core of a server has for itself."""
+_FEW = 1024
+"""Rows of all heads and pictures below which torch's own kernel is faster, being a single call."""
 _LANES = 16
 """Floats that a CPU takes at once: a softmax over 31 keys takes longer than one over 32."""
 
 
 class BlockedAttention:
     """Products, softmax, products: float32 inside whatever the inputs are, since torch rounds a product of bfloat16s
-    to bfloat16, and scores rounded so cost four times torch's own error.
+    to bfloat16, and scores rounded so cost four times torch's own error. A few rows go to torch's own kernel.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,6 +33,8 @@ class BlockedAttention:
         if reason := self.refuses(q, k, v, mask):
             raise ValueError(f"attention 'blocked' refuses: {reason}")
         check_additive(mask)
+        if q.shape[:3].numel() < _FEW:
+            return SDPAAttention()(q, k, v, mask)
         # Heads beside each other in memory, as the projection behind the attention reads them.
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         with exact_onednn():
