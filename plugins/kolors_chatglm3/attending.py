@@ -32,11 +32,13 @@ class Block(NamedTuple):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [Q, A, E], k and v [R, groups, E] -> what the queries of this block find, [queries, A * E]."""
-        q, k, v = (
-            x[rows].transpose(0, 1).unsqueeze(0) for x, rows in ((q, self.queries), (k, self.keys), (v, self.keys))
-        )
+        kept = v.dtype
+        # Elsewhere than on CPUs the bias must be of the dtype of the queries.
+        dtype = kept if v.device.type == "cpu" else self.bias.dtype
+        parts = ((q, self.queries), (k, self.keys), (v, self.keys))
+        q, k, v = (x[rows].transpose(0, 1).unsqueeze(0).to(dtype) for x, rows in parts)
         found = F.scaled_dot_product_attention(q, k, v, self.bias, enable_gqa=True)
-        return found[0].transpose(0, 1).flatten(1)
+        return found[0].transpose(0, 1).flatten(1).to(kept)
 
 
 def attention_blocks(slots: Slots, dtype: torch.dtype) -> list[Block]:

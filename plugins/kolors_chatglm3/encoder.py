@@ -83,11 +83,11 @@ class ChatGLM3Encoder:
         if said and done[0][0].dtype == torch.float32:
             self._report["float32 products"] = said
         lengths = list(slots.lengths)
-        tokens = pad_sequence(list(torch.cat([hidden for hidden, _ in done]).split(lengths)), batch_first=True)  # type: ignore[no-untyped-call]
-        pooled = torch.cat([pooled for _, pooled in done])
+        hidden = torch.cat([hidden for hidden, _ in done]).split(lengths)  # type: ignore[no-untyped-call]
+        tokens, pooled = pad_sequence(list(hidden), batch_first=True), torch.cat([pooled for _, pooled in done])
         bias = slots.count.log().float().split(lengths)  # type: ignore[no-untyped-call]
-        key_bias = pad_sequence(list(bias), batch_first=True, padding_value=-math.inf).to(tokens.device)
-        return Conditioning(tokens, pooled, key_bias if key_bias.any() else None)
+        key_bias = pad_sequence(list(bias), batch_first=True, padding_value=-math.inf)
+        return Conditioning(tokens, pooled, key_bias.to(tokens.device) if key_bias.any() else None)
 
     def freeze(self) -> None:
         """Lay the weights out for speed; they can no longer be trained."""

@@ -35,6 +35,7 @@ class StreamedEmbedding(nn.Module):
         """ids [R] -> [R, D]."""
         rows = self.state[_TABLE][ids.cpu()].to(self.device, self.dtype)
         self.state.release(_TABLE)
+        _require_finite(_TABLE, rows, self.state)
         return rows
 
 
@@ -64,13 +65,18 @@ class StreamedLayers(nn.Module):
     def _read(self, key: str, into: Tensor) -> None:
         _copy(self.state[key], into)
         self.state.release(key)
-        if into.is_floating_point() and not torch.stack(into.aminmax()).isfinite().all():
-            raise WeightsError(f"{self.state.file(key)}: {key} is not finite in {into.dtype}: the file is damaged")
+        _require_finite(key, into, self.state)
 
 
 def _copy(stored: Tensor, into: Tensor) -> None:
     """Copy a tensor: float16 goes to bfloat16 by way of float32 in the cache, which takes a third of the time."""
+    by_way = stored.dtype == torch.float16 and into.dtype == torch.bfloat16
     step = _AT_ONCE // stored[0].numel() + 1
     for start in range(0, len(stored), step):
         rows = stored[start : start + step]
-        into[start : start + step].copy_(rows.float() if rows.dtype == torch.float16 else rows)
+        into[start : start + step].copy_(rows.float() if by_way else rows)
+
+
+def _require_finite(key: str, tensor: Tensor, state: State) -> None:
+    if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise WeightsError(f"{state.file(key)}: {key} is not finite in {tensor.dtype}: the file is damaged")

@@ -128,15 +128,14 @@ def test_streamed_weights_do_not_train_and_are_not_saved(folder: Path, tmp_path:
     assert torch.equal(encode(encoder).tokens, encode(build(folder, "resident")).tokens)
 
 
-def test_a_weight_that_is_no_number_is_named_where_it_is_read(folder: Path) -> None:
+@pytest.mark.parametrize("key", ["encoder.layers.2.mlp.dense_4h_to_h.weight", "embedding.word_embeddings.weight"])
+def test_a_weight_that_is_no_number_is_named_where_it_is_read(folder: Path, key: str) -> None:
     def damage(state: dict[str, torch.Tensor]) -> None:
-        state["encoder.layers.2.mlp.dense_4h_to_h.weight"][3, 5] = float("nan")
+        state[key][:, 5] = float("nan")
         save_file(state, folder / "model.safetensors")
 
     rewrite(folder, damage)
-    with pytest.raises(
-        WeightsError, match=r"model\.safetensors: encoder\.layers\.2\.mlp\.dense_4h_to_h\.weight is not"
-    ):
+    with pytest.raises(WeightsError, match=rf"model\.safetensors: {key} is not finite"):
         encode(build(folder, "streamed"))
 
 
