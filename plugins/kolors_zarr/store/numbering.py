@@ -17,15 +17,16 @@ from kolors_zarr.store.manifest import Manifest
 
 Numbers: TypeAlias = NDArray[np.int64]
 Wanted: TypeAlias = Sequence[tuple[int, int, int]]
-"""Rows of shards, all of one group: in what position the caller wants each, the shard, and the row in it."""
+"""Rows of shards: in what position the caller wants each, the shard, and the row in it."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """Samples that are asked for, by their numbers, and where they are: what is wanted of each group."""
+    """Samples that are asked for, by their numbers, and where they are: what is wanted, and of which group."""
 
     numbers: Numbers
-    wanted: Mapping[int, Wanted]
+    wanted: Wanted
+    by_group: Mapping[int, Wanted]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -65,7 +66,7 @@ class Numbering:
             return asked
         numbers = np.asarray(asked, np.int64)
         if not numbers.size:
-            return Located(numbers, {})
+            return Located(numbers, [], {})
         low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= self._bounds[-1]:
             raise ValueError(f"samples {low} to {high} are asked for; there are 0 to {self._bounds[-1] - 1}")
@@ -73,11 +74,11 @@ class Numbering:
         wanted = list(zip(range(len(numbers)), shards.tolist(), (numbers - self._firsts[shards]).tolist(), strict=True))
         group = bisect_right(self._bounds, low) - 1
         if high < self._bounds[group + 1]:
-            return Located(numbers, {group: wanted})
+            return Located(numbers, wanted, {group: wanted})
         groups: dict[int, list[tuple[int, int, int]]] = {}
         for group, each in zip((self.starts.searchsorted(numbers, "right") - 1).tolist(), wanted, strict=True):
             groups.setdefault(group, []).append(each)
-        return Located(numbers, groups)
+        return Located(numbers, wanted, groups)
 
     def first_shard(self, group: int) -> int:
         """Return the number of a group's first shard."""

@@ -66,6 +66,7 @@ class Store:
         else:  # with threads of its own, for they wait for those of the index
             self._shards = ShardRanges(self.place, table, Requests(at_once))
         self._readers: dict[tuple[str, int], ColumnReader] = {}
+        self._plain: dict[str, ChunkReader] = {}
         self._keys = cache(partial(_keys, self.manifest.captions))
         self._opening = Lock()
 
@@ -201,8 +202,11 @@ class Store:
 
     def _values(self, column: str, asked: Located, faults: dict[int, str]) -> Iterator[tuple[int, Bytes]]:
         """Return position and bytes of each value that is there and right, and put the others into `faults`."""
-        reader = partial(self._reader, column)
-        return chain.from_iterable(reader(group).values(wanted, faults) for group, wanted in asked.wanted.items())
+        readers = [self._reader(column, group) for group in asked.by_group]
+        if len({*readers}) == 1:
+            return iter(readers[0].values(asked.wanted, faults))
+        parts = zip(readers, asked.by_group.values(), strict=True)
+        return chain.from_iterable(reader.values(wanted, faults) for reader, wanted in parts)
 
     def _reader(self, column: str, group: int) -> ColumnReader:
         reader = self._readers.get((column, group))
@@ -218,14 +222,16 @@ class Store:
         key = column_key(group.name, column)
         why = reason_to_fall_back(self.place, key, group, column=column, shard_rows=rows)
         if why is None:
-            return ChunkReader(self._shards, column, group.columns[column])
+            # Texts and bytes are read alike in all groups.
+            reader = ChunkReader(self._shards, column, group.columns[column])
+            return reader if group.columns[column].kind == "array" else self._plain.setdefault(column, reader)
         from kolors_zarr.store.fallback import ZarrReader  # zarr takes half a second to import
 
         logger.warning("%s/%s is read through zarr-python, which is slow: %s", self.place.url, key, why)
         return ZarrReader(self.place, key, first_shard=self._numbering.first_shard(number), shard_rows=rows)
 
     def _require_fit(self, column: str, asked: Located, out: NDArray[Any]) -> None:
-        for number in asked.wanted:
+        for number in asked.by_group:
             group = self.manifest.groups[number]
             held = group.columns.get(column, _NOTHING)
             shape = (len(asked), *held.shape)
@@ -251,7 +257,7 @@ class Store:
         with suppress(DataError):  # the name is a kindness; where it is lost too the number must do
             ids = self._texts("id", lost, {})
         found = []
-        for place, shard, row in sorted(chain.from_iterable(lost.wanted.values())):
+        for place, shard, row in lost.wanted:
             key, why = self._numbering.shard_key(column, shard), faults[int(positions[place])]
             found.append(Damage(int(lost.numbers[place]), ids[place], key, row, why))
         return found
