@@ -73,8 +73,10 @@ class PromptCacheEncoder:
         return {"prompt cache": said, **getattr(self._encoder, "report", dict)()}
 
     def _make(self, prompts: Sequence[str]) -> dict[str, Entry]:
-        """Encode prompts in one pass and keep them."""
+        """Encode prompts in one pass and keep them. Raises RunError when files changed since keys were made."""
         made = dict(zip(prompts, self._encode(prompts), strict=True))
+        if self._identify() != self._identity:
+            raise RunError(f"the files of text_encoder '{self._config.type}' have changed during this run: run again")
         for prompt, entry in made.items():
             self._entries.put(self._key(prompt), prompt, entry)
         self._entries.prune()
@@ -96,15 +98,11 @@ class PromptCacheEncoder:
         return [_entry(found, row, said) for row in range(len(prompts))]
 
     def _built(self) -> TextEncoder:
-        """Return the other encoder. Raises RunError when its files are no longer those that keys were made of."""
+        """Return the other encoder, built with the random numbers that it would have had when this one was."""
         if self._encoder is None:
             with torch.random.fork_rng():
-                torch.manual_seed(self._seed)  # as if it had been built when this was
+                torch.manual_seed(self._seed)
                 self._encoder = self._config.build(self._ctx)
-            if self._identify() != self._identity:
-                raise RunError(
-                    f"the files of text_encoder '{self._config.type}' have changed during this run: run again"
-                )
             if self._frozen:
                 self.freeze()
         return self._encoder
