@@ -112,8 +112,13 @@ class Train(TrainingRecipe, ModelRecipe):
     """One after the other, the weights flowing from each to the next."""
 
     @model_validator(mode="after")
-    def _text_is_there_to_train(self) -> Self:
+    def _parts_can_be_trained(self) -> Self:
         for stage in self.stages:
+            if "backbone" in stage.trains and not self.backbone.trains:
+                kind = self.backbone.type
+                raise ValueError(
+                    f"stage '{stage.name}' trains the backbone, but '{kind}' has no gradients: take another"
+                )
             if "text_encoder" in stage.trains and "captions" not in stage.data.ports():
                 raise ValueError(
                     f"stage '{stage.name}' trains the text encoder but reads stored conditioning; read captions instead"

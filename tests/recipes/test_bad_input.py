@@ -37,6 +37,7 @@ def kolors(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]
     [
         ("drawing", {"seed": 2**63}, "seed: Input should be less than"),
         ("train", {"seed": 2**63}, "seed: Input should be less than"),
+        ("train", {"backbone__type": "sdxl_unet_openvino"}, "'sdxl_unet_openvino' has no gradients: take another"),
         ("drawing", {"guidance__scale": ".inf"}, "guidance.scale: Input should be a finite number"),
         ("drawing", {"solver__steps": -3}, "solver.steps: Input should be greater than 0"),
         ("drawing", {"autoencoder__tile": 7}, "autoencoder: tile is 7 pixels, must be a multiple of 4"),
