@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from kolors_sdxl.gating import GatedProjection
+
 if TYPE_CHECKING:
     from kolors_kernel.protocols import GEGLU, Attention, GroupNormSiLU
 
@@ -133,19 +135,6 @@ class FeedForward(nn.Module):
         """Project up, gate, project down."""
         out: Tensor = self.net[2](self.net[0](x))
         return out
-
-
-class GatedProjection(nn.Module):
-    """A projection to twice the inner width, one half of which gates the other: [B, N, C] -> [B, N, I]."""
-
-    def __init__(self, channels: int, inner: int, *, op: GEGLU) -> None:
-        super().__init__()
-        self.op: Callable[[Tensor], Tensor] = op
-        self.proj: nn.Module = nn.Linear(channels, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project, then gate."""
-        return self.op(self.proj(x))
 
 
 class TransformerLayer(nn.Module):

@@ -24,6 +24,10 @@ class TextKeys:
         self._unet = unet
         self._kept = WeakTensorKeyDictionary()  # a text's tensor -> the state they were made in, and its keys
 
+    def __reduce__(self) -> tuple[type[TextKeys], tuple[UNet]]:
+        """Copy and pickle as one that has kept nothing yet: weak references belong to one process and one object."""
+        return TextKeys, (self._unet,)
+
     def __call__(self, tokens: Tensor, dtype: torch.dtype) -> list[Keys]:
         """Return what the net attends to of text rows [B, L, D], computed in `dtype`.
 

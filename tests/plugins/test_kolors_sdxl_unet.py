@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from kolors_kernel import BuildContext
 from kolors_kernel.errors import RunError, WeightsError
 from kolors_kernel.values import Conditioning, ConditioningSpec, LatentSpec
 from kolors_weights.modules import fit
+from kolors_weights.packing import unpack
 from kolors_weights.reading import open_state, read_config
 from kolors_weights.writing import write_state
 
@@ -269,6 +272,25 @@ def test_weights_loaded_into_a_frozen_net_are_those_it_uses(released: Path) -> N
         ours.module.get_parameter(key).mul_(2)
         changed.get_parameter(key).mul_(2)
     assert error(ours.predict(*asked), ask_peer(changed, *asked)) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_frozen_net_is_copied_and_thawed(released: Path) -> None:
+    ours, asked = frozen(released), inputs(torch.float32)
+    wanted = ours.predict(*asked)
+    made = copy.deepcopy(ours)
+    assert torch.equal(made.predict(*asked), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(ours.module))(*_as_net_takes(ours, *asked)), wanted)
+    unpack(made.module)
+    assert torch.equal(made.predict(*asked), load(released).predict(*asked))
+    assert torch.equal(ours.predict(*asked), wanted)
+
+
+def _as_net_takes(
+    ours: SDXLUNetBackbone, noisy: Tensor, t: Tensor, text: Conditioning, size: Tensor
+) -> tuple[object, ...]:
+    net: Any = ours.module
+    return noisy, t, net.context(text.tokens), text.pooled, size
 
 
 def test_a_frozen_net_does_not_train_and_says_so(released: Path) -> None:
