@@ -33,6 +33,18 @@ def exact_onednn() -> Iterator[str]:
         yield "oneDNN" if rounded is None else f"torch's own library: {rounded}"
 
 
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Compute float32 products through torch's own library for a while, which starts small ones faster: attention of
+    few rows, whose products are small and many, takes a third of the time.
+    """
+    if not hasattr(_MKLDNN, "matmul"):
+        yield
+        return
+    with _precision("ieee"):
+        yield
+
+
 @cache
 def why_not_onednn() -> str | None:
     """Say which product oneDNN rounds on this machine, and by how much; None if it keeps all float32."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kolors_weights import precision
-from kolors_weights.precision import exact_onednn, why_not_onednn
+from kolors_weights.precision import exact_onednn, why_not_onednn, without_onednn
 
 MKLDNN: Any = torch.backends.mkldnn
 MATMUL = MKLDNN.matmul
@@ -78,6 +78,14 @@ def test_a_users_own_leave_to_round_does_not_hold_inside(amx: None) -> None:
             assert MATMUL.fp32_precision == "ieee"
     finally:
         MATMUL.fp32_precision = before
+
+
+def test_small_products_can_be_left_to_torchs_own_library_inside() -> None:
+    with exact_onednn():
+        inside = MATMUL.fp32_precision
+        with without_onednn():
+            assert MATMUL.fp32_precision == "ieee"
+        assert MATMUL.fp32_precision == inside
 
 
 def test_gpus_keep_their_precision() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kolors_ops.attention.reference import check_additive
 from kolors_ops.attention.sdpa import SDPAAttention
-from kolors_weights.precision import exact_onednn
+from kolors_weights.precision import exact_onednn, without_onednn
 
 _SCORES = 2**18
 """Scores at a time: 1 MiB, what a core of a server has for itself."""
@@ -34,7 +34,8 @@ class BlockedAttention:
             raise ValueError(f"attention 'blocked' refuses: {reason}")
         check_additive(mask)
         if q.shape[:3].numel() < _FEW:
-            return SDPAAttention()(q, k, v, mask)
+            with without_onednn():
+                return SDPAAttention()(q, k, v, mask)
         # Heads beside each other in memory, as the projection behind the attention reads them.
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
         with exact_onednn():
