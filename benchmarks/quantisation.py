@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from benchmarks.report import Note, Result, Row
@@ -74,10 +75,11 @@ def _rows(case: str, forms: Mapping[str, Form], found: Mapping[str, Outcome]) ->
         for peer in PEERS[bits]:
             if peer in forms:
                 ours, theirs = errors[name], errors[peer]
-                extra = {
+                extra: dict[str, float | int | str] = {
                     **{f"ours_{key}": value for key, value in ours.items()},
                     **{f"peer_{key}": value for key, value in theirs.items()},
                     **{f"bfloat16_{key}": value for key, value in errors["bfloat16"].items()},
+                    "peer_version": _version(peer.split()[0]),
                     "ours_bits": forms[name].bits,
                     "peer_bits": forms[peer].bits,
                 }
@@ -85,6 +87,13 @@ def _rows(case: str, forms: Mapping[str, Form], found: Mapping[str, Outcome]) ->
                 remark = f"{said}; {forms[name].bits:.2f} bits"
                 one, other = ours["tokens_error"] * 100, theirs["tokens_error"] * 100
                 yield Row("quantisation", case, name, one, peer, other, "%", other / one, extra=extra, remark=remark)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""  # a form that is computed here
 
 
 def _errors(found: Outcome, right: Outcome) -> dict[str, float]:
