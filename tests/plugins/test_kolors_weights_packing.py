@@ -110,6 +110,20 @@ def test_training_a_packed_net_is_a_clear_error() -> None:
     ours.train()(picture().requires_grad_()).sum().backward()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_convolution_of_one_pixel_is_packed_as_a_product(dtype: torch.dtype, last: bool) -> None:
+    plain = nn.Conv2d(6, 5, 1).to(dtype)
+    x = picture(dtype).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    ours = nn.Sequential(copy.deepcopy(plain))
+    pack(ours)
+    found = ours(x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, plain(x)) <= {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    assert torch.equal(ours.state_dict()["0.weight"], plain.weight)
+
+
 class Louder(nn.Linear):
     """A stranger's layer."""
 
