@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from kolors_chatglm3.tokenizer import Tokenizer
 from kolors_kernel.errors import RunError, WeightsError
 from kolors_kernel.values import Conditioning
 from kolors_weights.packing import pack
-from kolors_weights.precision import exact_onednn
+from kolors_weights.precision import exact_onednn, without_onednn
 from kolors_weights.writing import write_file, write_state
 
 _AT_ONCE = 1024
@@ -77,8 +76,8 @@ class ChatGLM3Encoder:
         if not parts:
             nothing = torch.zeros(0, self.module.architecture.hidden_size)
             return Conditioning(nothing.unsqueeze(1), nothing)
-        # Packed layers are oneDNN's already, and with it torch's attention is slower where there are few slots.
-        with nullcontext(None) if self._packed else exact_onednn() as said:
+        # Packed layers are oneDNN's already, and the attention that is left has few rows.
+        with without_onednn() if self._packed else exact_onednn() as said:
             done = [self.module(part) for part in parts]
         if said and done[0][0].dtype == torch.float32:
             self._report["float32 products"] = said
