@@ -266,6 +266,9 @@ class TestArgumentsThatCannotBeRight:
         assert store.locate(where) is where
         assert store.records(where) == [BY_NUMBER[i].record for i in (N - 1, 0, 5, 5)]
         assert store.read_bytes("image", where) == [BY_NUMBER[i].image for i in (N - 1, 0, 5, 5)]
+        ids = [BY_NUMBER[i].record.id for i in (N - 1, 0, 5, 5)]
+        assert store.read_strings("id", where.only([0, 3])) == [ids[0], None, None, ids[3]]
+        assert store.read_strings("id", where.only([1, 2]).only([2])) == [None, None, ids[2], None]
         assert store.rows("size", where).tolist() == [list(BY_NUMBER[i].record.size) for i in (N - 1, 0, 5, 5)]
 
     def test_conditioning_of_a_caption_that_a_sample_lacks(self, folder: Path) -> None:

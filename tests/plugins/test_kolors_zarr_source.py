@@ -197,7 +197,7 @@ def test_choosing_captions_reads_those_that_are_given_out_and_no_others(monkeypa
     original = source.store._texts
 
     def spied(column: str, asked: Any, faults: dict[int, str]) -> list[str | None]:
-        read.append((column, len(asked)))
+        read.append((column, len(asked.wanted)))
         return original(column, asked, faults)
 
     monkeypatch.setattr(source.store, "_texts", spied)

@@ -16,6 +16,7 @@ from kolors_kernel.values import Batch, Conditioning, SampleRecord
 from kolors_zarr.loading.filling import Filled
 from kolors_zarr.loading.ring import Slot
 from kolors_zarr.store.layout import CAPTION
+from kolors_zarr.store.numbering import Located
 from kolors_zarr.store.reading import Store
 
 
@@ -34,7 +35,7 @@ class LazyRecords(Sequence[SampleRecord]):
 
     def captions(self, key: str) -> list[str | None]:
         """Return that caption of every sample, None for one that lacks it, without making records."""
-        return self._store.read_strings(CAPTION + key, self._numbers)
+        return self._store.read_strings(CAPTION + key, self._where)
 
     @overload
     def __getitem__(self, place: int) -> SampleRecord: ...
@@ -50,8 +51,12 @@ class LazyRecords(Sequence[SampleRecord]):
         return iter(self._records)
 
     @cached_property
+    def _where(self) -> Located:
+        return self._store.locate(self._numbers)
+
+    @cached_property
     def _records(self) -> list[SampleRecord]:
-        return self._store.records(self._numbers, self._ids)
+        return self._store.records(self._where, self._ids)
 
 
 class PinnedSlot(Slot):

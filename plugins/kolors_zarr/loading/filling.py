@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -175,9 +175,9 @@ class Filler:
         if self.text is not None:
             keys = self._chosen(job, where, ids)
         if self.text == "captions":
-            captions = self._captions(job, keys)
+            captions = self._captions(where, keys)
         elif self.text == "conditioning":
-            self._conditioning(job, keys, arrays)
+            self._conditioning(where, keys, arrays)
         return Filled(job.numbers, arrays.places, arrays.loose, ids, keys, captions, damages)
 
     def _chosen(self, job: Job, where: Located, ids: Sequence[str | None]) -> list[str]:
@@ -204,18 +204,19 @@ class Filler:
             raise DamagedSamples(self.store.place.url, damages)
         return corners
 
-    def _captions(self, job: Job, keys: Sequence[str]) -> list[str]:
+    def _captions(self, where: Located, keys: Sequence[str]) -> list[str]:
         texts = [""] * len(keys)
-        for key, rows in _rows_by_key(keys):
+        for key, rows in _rows_by_key(keys).items():
             if key != NO_CAPTION:
-                for row, text in zip(rows, self.store.read_strings(CAPTION + key, job.numbers[rows]), strict=True):
-                    texts[row] = text or ""
+                found = self.store.read_strings(CAPTION + key, where.only(rows))
+                for row in rows:
+                    texts[row] = found[row] or ""
         return texts
 
-    def _conditioning(self, job: Job, keys: Sequence[str], arrays: _Arrays) -> None:
+    def _conditioning(self, where: Located, keys: Sequence[str], arrays: _Arrays) -> None:
         elements = [memoryview(b"")] * len(keys)
-        for key, rows in _rows_by_key(keys):
-            for row, element in zip(rows, self.store.read_views(TEXT + key, job.numbers[rows]), strict=True):
+        for key, rows in _rows_by_key(keys).items():
+            for row, element in zip(rows, self.store.read_views(TEXT + key, where.numbers[rows]), strict=True):
                 elements[row] = element
         form = self.store.manifest.text
         assert form is not None
@@ -247,9 +248,11 @@ class Filler:
         return number, job.size if self.column == "image" else group_size(self.store.manifest.groups[group].name)
 
 
-def _rows_by_key(keys: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    for key in {*keys}:
-        yield key, [row for row, own in enumerate(keys) if own == key]
+def _rows_by_key(keys: Sequence[str]) -> Mapping[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return rows
 
 
 def _crop_key(seed: int, epoch: int, id: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +30,12 @@ class Located:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def only(self, positions: Collection[int]) -> Located:
+        """Return the same samples with nothing wanted but of those at some positions; the others are not read."""
+        kept = {*positions}
+        by_group = {group: [each for each in wanted if each[0] in kept] for group, wanted in self.by_group.items()}
+        return Located(self.numbers, [each for wanted in by_group.values() for each in wanted], by_group)
 
 
 Asked: TypeAlias = Sequence[int] | NDArray[np.integer[Any]] | Located
