@@ -61,9 +61,8 @@ class Ranks:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in members]
             flat = self.add_up(torch.cat([gradient.flatten() for gradient in gradients]))
             parts = torch.split(flat, [p.numel() for p in members])
-            for parameter, gradient, part in zip(members, gradients, parts, strict=True):
-                # A fused optimiser takes for granted that gradients lie in memory as the weights do.
-                parameter.grad = gradient.copy_(part.view_as(gradient))
+            for parameter, part in zip(members, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def agree_on(self, modules: Iterable[nn.Module]) -> None:
         """Give every rank the first one's weights: what each drew or loaded by itself need not be the same."""

@@ -155,10 +155,11 @@ class _StageRun:
     def __init__(self, job: Training, stage: RunnableStage, at: Position, found: Path | None) -> None:
         self._job, self._stage, self._at = job, stage, at
         for module in stage.trains.values():
-            # Convolutions go back through channels that lie last twice as fast, and gradients lie as weights do.
+            # Convolutions go back through channels that lie last twice as fast.
             module.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._averages = {n: Average(m, stage.phase.ema) for n, m in stage.trains.items()} if stage.phase.ema else {}
-        self._optimizer = optimizer_for(list(stage.trains.values()), stage.phase.optimizer)
+        self._parameters = [p for module in stage.trains.values() for p in module.parameters()]
+        self._optimizer = optimizer_for(self._parameters, stage.phase.optimizer)
         if found is not None:
             restore_optimizer(self._optimizer, checkpoints.read_tensors(found, "optimizer"))
             for name, average in self._averages.items():
@@ -207,8 +208,8 @@ class _StageRun:
         whole = ranks.add_up(mine.clone())
         loss = loss * float(mine / whole.where(whole > 0, 1))  # 0 where all samples of all ranks are damaged
         loss.backward()
-        ranks.add_up_gradients(p for group in self._optimizer.param_groups for p in group["params"])
-        norm = step_clipped(self._optimizer, phase.optimizer.clip)
+        ranks.add_up_gradients(self._parameters)
+        norm = step_clipped(self._optimizer, self._parameters, phase.optimizer.clip)
         for average in self._averages.values():
             average.update()
         self._unread.append(torch.stack([loss.detach(), norm.to(loss)]))

@@ -97,6 +97,12 @@ def normal(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return wide.to(x.dtype)
 
 
+def plus(made: Tensor, x: Tensor) -> Tensor:
+    """Return made + x, in the memory of `made`, which nothing else reads, unless a gradient goes back through it."""
+    # Going back through a change of a view, as the result of a linear layer is one, torch copies the gradient.
+    return made + x if made.requires_grad else made.add_(x)
+
+
 class AttentionLayer(nn.Module):
     """Multi-head attention from rows [B, N, C] to the keys of context rows [B, L, D], or to their own."""
 
@@ -151,10 +157,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, N, C], the text's keys k and v [B, A, L, E], additive mask [B, 1, 1, L] or None -> [B, N, C]."""
-        x = self.attn1(self.norm1(x)).add_(x)
-        x = self.attn2(self.norm2(x), (k, v), mask).add_(x)
-        out: Tensor = self.ff(self.norm3(x)).add_(x)
-        return out
+        x = plus(self.attn1(self.norm1(x)), x)
+        x = plus(self.attn2(self.norm2(x), (k, v), mask), x)
+        return plus(self.ff(self.norm3(x)), x)
 
 
 class Transformer(nn.Module):
@@ -175,8 +180,7 @@ class Transformer(nn.Module):
         rows = self.proj_in(normal(self.norm, x).flatten(2).transpose(1, 2))  # [B, N, C]
         for layer in self.transformer_blocks:
             rows = self.run(layer, rows, *context.pop(0), mask)
-        out: Tensor = self.proj_out(rows).transpose(1, 2).view(x.shape).add_(x)
-        return out
+        return plus(self.proj_out(rows).transpose(1, 2).view(x.shape), x)
 
 
 class Downsample(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu, normal
+from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu, normal, plus
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import Attention, GroupNormSiLU
@@ -141,7 +141,7 @@ class _PixelAttention(AttentionLayer):
 
     def forward(self, x: Tensor, keys: Keys | None = None, mask: Tensor | None = None) -> Tensor:
         rows = super().forward(normal(self.group_norm, x).flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
-        return rows.transpose(1, 2).view(x.shape).add_(x)
+        return plus(rows.transpose(1, 2).view(x.shape), x)
 
 
 def _resnet(before: int, channels: int, a: VAEArchitecture, op: GroupNormSiLU) -> ResnetBlock:

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from kolors_ops.attention.reference import check_additive
 
-SCORES = 2**19
-"""How many scores a block has: 2 MB of float32."""
+SCORES = 2**18
+"""How many scores a block has: 1 MB of float32."""
 
 
 class RecomputedAttention:
