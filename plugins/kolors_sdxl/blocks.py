@@ -98,9 +98,9 @@ def normal(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def plus(made: Tensor, x: Tensor) -> Tensor:
-    """Return made + x, in the memory of `made`, which nothing else reads, unless a gradient goes back through it."""
+    """Return made + x, in the memory of `made`, which nothing else reads, where no gradient goes back through it."""
     # Going back through a change of a view, as the result of a linear layer is one, torch copies the gradient.
-    return made + x if made.requires_grad else made.add_(x)
+    return made + x if torch.is_grad_enabled() else made.add_(x)
 
 
 class AttentionLayer(nn.Module):
