@@ -43,8 +43,8 @@ class SDXLUNet(BackboneConfig):
     gradient_checkpointing: bool = False
     """Whether training keeps less in memory and computes it again: about a quarter slower."""
     compile: bool = False
-    """Whether torch.compile makes the net's kernels at the first prediction, which takes minutes. For GPUs: on CPUs the
-    packed weights of a frozen net are faster, and a compiled net does without them."""
+    """Whether torch.compile makes the net's kernels at the first prediction, which takes minutes. Meant for
+    GPUs, where it has not been timed; a compiled net does without the packed weights that a frozen one has on CPUs."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
