@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from kolors_kernel.component import BuildContext, ComponentConfig
 from kolors_kernel.errors import Interrupted, KolorsError, RecipeError
@@ -155,9 +156,7 @@ def _shown_type(annotation: Any, notes: Sequence[Any] = ()) -> str:
 
 def _shown_default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
-    return json.dumps(
-        value, ensure_ascii=False, default=lambda v: v.model_dump(mode="json") if isinstance(v, BaseModel) else str(v)
-    )
+    return json.dumps(to_jsonable_python(value, fallback=str), ensure_ascii=False)
 
 
 def _summary(cls: type[ComponentConfig]) -> str:
@@ -181,6 +180,7 @@ def _run(options: argparse.Namespace) -> None:
     recipe = _load(options)
     out = options.out or Path("runs") / Path(options.recipe).stem
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
+    logging.raiseExceptions = False  # the reader of a pipe has seen enough; the run goes on
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -188,9 +188,9 @@ def _run(options: argparse.Namespace) -> None:
         write_recipe(recipe, out / "recipe.yaml")
         for name, value in job.run().items():
             print(f"{name}: {value:g}")
+        logging.info("results in %s", out)
     finally:
         logging.basicConfig(handlers=[], force=True)  # a caller in this process keeps no handler of ours
-    print(f"results in {out}")
 
 
 def _stop(number: int, frame: object) -> None:
