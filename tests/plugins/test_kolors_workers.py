@@ -128,9 +128,12 @@ def stopping() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number, "what was finished is kept")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_one_worker_is_this_very_process_and_nothing_is_pickled() -> None:
