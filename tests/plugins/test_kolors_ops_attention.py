@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_ops.attention import blocked
+from kolors_ops.attention import blocks
 from kolors_ops.config import AttentionAuto, AttentionBlocked, AttentionReference, AttentionSDPA
 from torch import Tensor
 
@@ -202,7 +202,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, form:
     mask = mask_of(form, q, k)
     exact = formula(q, k, v, mask)
     for scores in (1, 64 * 7, 64 * 33, 64 * 33 * 2, 64 * 33 * 100):  # a row, some, a head, two heads, all
-        monkeypatch.setattr(blocked, "_SCORES", scores)
+        monkeypatch.setattr(blocks, "SCORES", scores)
         assert error(BLOCKED(q, k, v, mask), exact) < 2e-6
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from kolors_ops.attention import recomputed
+from kolors_ops.attention import blocks
 from kolors_ops.attention.recomputed import RecomputedAttention
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ def exactly(inputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
 def test_any_size_of_blocks_gives_the_formulas_result_and_gradients(
     scores: int, shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recomputed, "SCORES", scores)
+    monkeypatch.setattr(blocks, "SCORES", scores)
     mask = None if shape is None else torch.randn(shape, generator=torch.Generator().manual_seed(1))
     if mask is not None:
         mask[..., 4:6] = -torch.inf

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from kolors_ops.attention.blocks import blocks
 from kolors_ops.attention.reference import check_additive
 from kolors_ops.attention.sdpa import SDPAAttention
 from kolors_weights.precision import exact_onednn, without_onednn
 
-_SCORES = 2**18
-"""Scores at a time: 1 MiB, what a core of a server has for itself."""
 _FEW = 1024
 """Rows of all heads and pictures below which torch's own kernel is faster, being a single call."""
 _LANES = 16
@@ -62,7 +60,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor) -
     batch, heads, rows, width = q.shape
     padded = -(-k.shape[2] // _LANES) * _LANES
     bias = None if mask is None and k.shape[2] == padded else _bias(mask, q, k.shape[2], padded)
-    for pictures, some, parts in _blocks(batch, heads, rows, padded):
+    for pictures, some, parts in blocks(batch, heads, rows, padded):
         keys, values = (_wide(x[pictures, some], padded) for x in (k, v))
         keys = keys.mul_(1 / math.sqrt(width)).mT
         for part in parts:
@@ -74,19 +72,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor) -
             torch.softmax(scores, dim=-1, out=scores)
             block = out[pictures, some, part]
             block.copy_(torch.bmm(scores, values).view(block.shape))
-
-
-def _blocks(batch: int, heads: int, rows: int, keys: int) -> Iterator[tuple[slice, slice, list[slice]]]:
-    """Yield pictures, heads and the parts of rows of each block: several heads only with all rows, several pictures
-    only with all heads.
-    """
-    high = min(rows, max(1, _SCORES // keys))
-    wide = min(heads, max(1, _SCORES // (keys * rows)))
-    deep = min(batch, max(1, _SCORES // (keys * rows * heads)))
-    parts = [slice(row, row + high) for row in range(0, rows, high)]
-    for picture in range(0, batch, deep):
-        for head in range(0, heads, wide):
-            yield slice(picture, picture + deep), slice(head, head + wide), parts
 
 
 def _wide(x: Tensor, length: int) -> Tensor:

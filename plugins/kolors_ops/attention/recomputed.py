@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kolors_ops.attention.reference import check_additive
-
-SCORES = 2**18
-"""How many scores a block has: 1 MB of float32."""
+from kolors_ops.attention.blocks import blocks
+from kolors_ops.attention.reference import check_additive, differing_dtypes
 
 
 class RecomputedAttention:
@@ -39,8 +37,8 @@ class RecomputedAttention:
         """Say why this call cannot run here: not on a CPU, several dtypes, a mask to be trained, compiled; or None."""
         if q.device.type != "cpu":
             return f"it is made for CPUs, and q is on {q.device.type}"
-        if not q.dtype == k.dtype == v.dtype:
-            return f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
+        if reason := differing_dtypes(q, k, v):
+            return reason
         if torch.compiler.is_compiling():
             return "a compiler has better blocks of its own"
         return "it gives a mask no gradient" if mask is not None and mask.requires_grad else None
@@ -93,12 +91,10 @@ def _of_rows(bias: Tensor | None, heads: slice, rows: slice) -> Tensor | None:
 
 
 def _blocks(heads: int, rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Yield heads and rows of each block: whole heads where several fit, else some rows of one."""
-    fit = max(1, SCORES // keys)
-    together, height = max(1, fit // rows), min(rows, fit)
-    for head in range(0, heads, together):
-        for row in range(0, rows, height):
-            yield slice(head, head + together), slice(row, row + height)
+    """Yield heads and rows of each block."""
+    for _, some, parts in blocks(1, heads, rows, keys):
+        for part in parts:
+            yield some, part
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

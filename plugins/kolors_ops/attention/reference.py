@@ -33,3 +33,10 @@ def check_additive(mask: Tensor | None) -> None:
     """Raise ValueError for a boolean mask: some would add it as 0 and 1, others hide keys by it."""
     if mask is not None and not mask.is_floating_point():
         raise ValueError(f"an attention mask is added to the scores, so it is floating, not {mask.dtype}; hide by -inf")
+
+
+def differing_dtypes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Say that q, k and v, of any shape, are not of one dtype, or return None."""
+    if q.dtype == k.dtype == v.dtype:
+        return None
+    return f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"

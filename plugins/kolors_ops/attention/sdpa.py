@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kolors_ops.attention.reference import check_additive
+from kolors_ops.attention.reference import check_additive, differing_dtypes
 
 
 class SDPAAttention:
@@ -26,9 +26,7 @@ class SDPAAttention:
 
     def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
         """Say why this call cannot run here: q, k and v of several dtypes; or return None."""
-        if not q.dtype == k.dtype == v.dtype:
-            return f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}"
-        return None
+        return differing_dtypes(q, k, v)
 
 
 def _mask_dtype(q: Tensor) -> torch.dtype:
