@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_ops.attention import blocks
+from kolors_ops.attention import blocked, blocks
 from kolors_ops.config import AttentionAuto, AttentionBlocked, AttentionReference, AttentionSDPA
 from torch import Tensor
 
