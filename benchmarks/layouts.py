@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 from kolors_chatglm3.architecture import RELEASED, Architecture
 from kolors_chatglm3.model import ChatGLM3Model
+from kolors_chatglm3.model import Ops as EncoderOps
 from kolors_chatglm3.tokenizer import SPECIAL
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, VAEArchitecture, unet_to_layout, vae_to_layout
 from kolors_sdxl.blocks import Ops, run_plainly
@@ -104,10 +105,17 @@ def write(folder: Path, size: Size, *, tokenizer: Path = TOKENIZER) -> None:
         os.link(first / part / f"{_STEM}.safetensors", second / part / f"{_STEM}.safetensors")
 
 
+def encoder_ops() -> EncoderOps:
+    """Return the operations that a text encoder chooses by itself."""
+    ctx, found = BuildContext(), discover()
+    made = (found.find(kind, "auto").tiny() for kind in ("rms_norm", "rotary"))
+    return EncoderOps(*(op.build(ctx) for op in made))  # type: ignore[attr-defined]
+
+
 def encoder_shapes(architecture: Architecture) -> Shapes:
     """Return the encoder's tensors in the order of the released files: with the norm and the head that nothing uses."""
     with without_weights():
-        ours = _shapes(ChatGLM3Model(architecture))
+        ours = _shapes(ChatGLM3Model(architecture, encoder_ops()))
     width, rows = architecture.hidden_size, architecture.padded_vocab_size or 0
     embedding = "embedding.word_embeddings.weight"
     return {
@@ -148,12 +156,12 @@ def _unet_shape(size: Size) -> UNetShape:
 def picture_shapes(size: Size) -> tuple[Shapes, Shapes]:
     """Return the tensors of the U-Net and of the VAE."""
     ctx, found = BuildContext(), discover()
-    attention, norm, gate = (
+    attention, norm, gate, add = (
         found.find(kind, "reference").tiny().build(ctx)  # type: ignore[attr-defined]
-        for kind in ("attention", "group_norm_silu", "geglu")
+        for kind in ("attention", "group_norm_silu", "geglu", "add_layer_norm")
     )
     with without_weights():
-        unet = UNet(_unet_shape(size), Ops(attention, norm, gate, run_plainly))
+        unet = UNet(_unet_shape(size), Ops(attention, norm, gate, add, run_plainly))
         return _shapes(unet), _shapes(VAE(size.vae, attention=attention, op=norm))
 
 

@@ -151,6 +151,7 @@ def _layers(forms: Mapping[str, Form], width: int, layers: int) -> Iterator[dict
     from kolors_chatglm3.model import Layer
     from kolors_chatglm3.slots import Slots, merge_padding
 
+    from benchmarks.layouts import encoder_ops
     from kolors_weights.modules import without_weights
 
     heads = width // RELEASED.kv_channels
@@ -166,7 +167,7 @@ def _layers(forms: Mapping[str, Form], width: int, layers: int) -> Iterator[dict
         layer = _random_layer(architecture, draw)
         for name, states in hidden.items():
             with without_weights():
-                under = Layer(architecture)
+                under = Layer(architecture, encoder_ops())
             under.load_state_dict(layer.state_dict(), assign=True)
             if name in forms:
                 forms[name].apply(under)
@@ -178,11 +179,12 @@ def _random_layer(architecture: Any, draw: Any) -> nn.Module:
     """Return a layer as a model to train from scratch has it, of all its layers."""
     from kolors_chatglm3.model import ChatGLM3Model
 
+    from benchmarks.layouts import encoder_ops
     from kolors_weights.modules import without_weights
 
     one = architecture.model_copy(update={"num_layers": 1, "padded_vocab_size": 1})
     with without_weights():
-        model = ChatGLM3Model(one)
+        model = ChatGLM3Model(one, encoder_ops())
     model.to_empty(device="cpu")
     model.initialise(draw)
     layer = model.encoder.layers[0]

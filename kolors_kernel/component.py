@@ -134,13 +134,18 @@ def _short(value: object) -> str:
 class ComponentConfig(Settings):
     """The settings of one component: frozen, strict about unknown keys, JSON-able, free of torch.
 
-    A subclass with a `kind` and without a literal `type` is a kind: a field annotated with it accepts every
-    installed component of that kind, and the `type` in the data picks which. A subclass with a literal `type`
+    A subclass given a `kind` in its class line and no literal `type` is a kind: a field annotated with it accepts
+    every installed component of that kind, and the `type` in the data picks which. A subclass with a literal `type`
     is a component; its fields are its settings and their docstrings are what `kolors describe` prints.
     """
 
     kind: ClassVar[str]
     type: str
+
+    def __init_subclass__(cls, *, kind: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind:
+            cls.kind = kind
 
     @classmethod
     def tiny(cls) -> Self:

@@ -27,30 +27,25 @@ class Builds(ABC, Generic[Built]):
         """Make the object; this is where torch may be imported, and no sooner."""
 
 
-class TextEncoderConfig(ComponentConfig, Builds["protocols.TextEncoder"]):
+class TextEncoderConfig(ComponentConfig, Builds["protocols.TextEncoder"], kind="text_encoder"):
     """Turns prompts into conditioning (2.1.1)."""
-
-    kind: ClassVar[str] = "text_encoder"
 
     @abstractmethod
     def spec(self) -> ConditioningSpec:
         """Return the shape of the conditioning; reads at most a config.json."""
 
 
-class AutoencoderConfig(ComponentConfig, Builds["protocols.Autoencoder"]):
+class AutoencoderConfig(ComponentConfig, Builds["protocols.Autoencoder"], kind="autoencoder"):
     """Turns pictures into latents and back (2)."""
-
-    kind: ClassVar[str] = "autoencoder"
 
     @abstractmethod
     def spec(self) -> LatentSpec:
         """Return the shape of the latents; reads at most a config.json."""
 
 
-class BackboneConfig(ComponentConfig):
+class BackboneConfig(ComponentConfig, kind="backbone"):
     """Predicts the noise in a latent (2); `trains` is False where what is built has no gradients."""
 
-    kind: ClassVar[str] = "backbone"
     trains: ClassVar[bool] = True
 
     def misfit(self, conditioning: ConditioningSpec, latents: LatentSpec) -> str | None:
@@ -62,46 +57,32 @@ class BackboneConfig(ComponentConfig):
         """Make the backbone for inputs of these shapes. Raises WeightsError when its weights are of other shapes."""
 
 
-class NoiseScheduleConfig(ComponentConfig, Builds["protocols.NoiseSchedule"]):
+class NoiseScheduleConfig(ComponentConfig, Builds["protocols.NoiseSchedule"], kind="noise_schedule"):
     """How fast a picture turns to noise (2.2.2)."""
 
-    kind: ClassVar[str] = "noise_schedule"
 
-
-class SolverConfig(ComponentConfig, Builds["protocols.Solver"]):
+class SolverConfig(ComponentConfig, Builds["protocols.Solver"], kind="solver"):
     """Carries noise to latents along a schedule."""
 
-    kind: ClassVar[str] = "solver"
 
-
-class GuidanceConfig(ComponentConfig, Builds["protocols.Guidance"]):
+class GuidanceConfig(ComponentConfig, Builds["protocols.Guidance"], kind="guidance"):
     """Steers a denoiser towards the prompt."""
 
-    kind: ClassVar[str] = "guidance"
 
-
-class AdapterConfig(ComponentConfig, Builds["protocols.Adapter"]):
+class AdapterConfig(ComponentConfig, Builds["protocols.Adapter"], kind="adapter"):
     """Adds an ability to a backbone (4)."""
 
-    kind: ClassVar[str] = "adapter"
 
-
-class CaptionerConfig(ComponentConfig, Builds["protocols.Captioner"]):
+class CaptionerConfig(ComponentConfig, Builds["protocols.Captioner"], kind="captioner"):
     """Describes pictures in words (2.1.2)."""
 
-    kind: ClassVar[str] = "captioner"
 
-
-class CaptionMixConfig(ComponentConfig, Builds["protocols.CaptionMix"]):
+class CaptionMixConfig(ComponentConfig, Builds["protocols.CaptionMix"], kind="caption_mix"):
     """Chooses among the captions of a sample (2.1.2)."""
 
-    kind: ClassVar[str] = "caption_mix"
 
-
-class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"]):
+class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"], kind="data_source"):
     """Yields training batches."""
-
-    kind: ClassVar[str] = "data_source"
 
     @abstractmethod
     def ports(self) -> frozenset[Literal["images", "latents", "captions", "conditioning"]]:
@@ -112,64 +93,56 @@ class DataSourceConfig(ComponentConfig, Builds["protocols.DataSource"]):
         return ()
 
 
-class DataSinkConfig(ComponentConfig, Builds["protocols.DataSink"]):
+class DataSinkConfig(ComponentConfig, Builds["protocols.DataSink"], kind="data_sink"):
     """Stores samples for later."""
 
-    kind: ClassVar[str] = "data_sink"
 
-
-class SampleFilterConfig(ComponentConfig, Builds["protocols.SampleFilter"]):
+class SampleFilterConfig(ComponentConfig, Builds["protocols.SampleFilter"], kind="sample_filter"):
     """Decides which samples are used (2.2.1)."""
 
-    kind: ClassVar[str] = "sample_filter"
 
-
-class PromptSetConfig(ComponentConfig, Builds["protocols.PromptSet"]):
+class PromptSetConfig(ComponentConfig, Builds["protocols.PromptSet"], kind="prompt_set"):
     """Lists the prompts of an evaluation (3.1)."""
 
-    kind: ClassVar[str] = "prompt_set"
 
-
-class MetricConfig(ComponentConfig, Builds["protocols.Metric"]):
+class MetricConfig(ComponentConfig, Builds["protocols.Metric"], kind="metric"):
     """Scores generated pictures (3)."""
 
-    kind: ClassVar[str] = "metric"
 
-
-class AttentionConfig(ComponentConfig, Builds["protocols.Attention"]):
+class AttentionConfig(ComponentConfig, Builds["protocols.Attention"], kind="attention"):
     """Scaled dot-product attention: an op of the backbone."""
 
-    kind: ClassVar[str] = "attention"
+
+class GroupNormSiLUConfig(ComponentConfig, Builds["protocols.GroupNormSiLU"], kind="group_norm_silu"):
+    """Group norm, followed by SiLU or not: an op of the backbone."""
 
 
-class GroupNormSiLUConfig(ComponentConfig, Builds["protocols.GroupNormSiLU"]):
-    """Group norm followed by SiLU: an op of the backbone."""
-
-    kind: ClassVar[str] = "group_norm_silu"
-
-
-class GEGLUConfig(ComponentConfig, Builds["protocols.GEGLU"]):
+class GEGLUConfig(ComponentConfig, Builds["protocols.GEGLU"], kind="geglu"):
     """The gated activation of the feed-forward layers: an op of the backbone."""
 
-    kind: ClassVar[str] = "geglu"
+
+class AddLayerNormConfig(ComponentConfig, Builds["protocols.AddLayerNorm"], kind="add_layer_norm"):
+    """Layer norm of rows, to which others may be added first: an op of the backbone."""
 
 
-class WorkersConfig(ComponentConfig, Builds["protocols.Workers"]):
+class RMSNormConfig(ComponentConfig, Builds["protocols.RMSNorm"], kind="rms_norm"):
+    """Division of rows by their root mean square: an op of the text encoder."""
+
+
+class RotaryConfig(ComponentConfig, Builds["protocols.Rotary"], kind="rotary"):
+    """The rotation of queries and keys by their position: an op of the text encoder."""
+
+
+class WorkersConfig(ComponentConfig, Builds["protocols.Workers"], kind="workers"):
     """Does independent pieces of work: here, in several processes, on several machines."""
 
-    kind: ClassVar[str] = "workers"
 
-
-class ObserverConfig(ComponentConfig, Builds["protocols.Observer"]):
+class ObserverConfig(ComponentConfig, Builds["protocols.Observer"], kind="observer"):
     """Watches a run (logs, pictures); it writes below `ctx.out`."""
 
-    kind: ClassVar[str] = "observer"
 
-
-class RecipeConfig(ComponentConfig, Builds["protocols.Job"]):
+class RecipeConfig(ComponentConfig, Builds["protocols.Job"], kind="recipe"):
     """A piece of work: its fields are other components, and a YAML file is one written down."""
-
-    kind: ClassVar[str] = "recipe"
 
     device: str = "cpu"
     """Where the command line builds it, by torch's name: cpu, cuda, cuda:1, mps."""

@@ -182,7 +182,14 @@ class Metric(Protocol):
         """Return the report over everything taken in: JSON-able, nested by part and language."""
 
 
-class Attention(Protocol):
+class Op(Protocol):
+    """What every op has beside its call. A call it refuses raises ValueError with the reason."""
+
+    def refuses(self, *args: Any, **kwargs: Any) -> str | None:
+        """Say why a call with these arguments cannot run here (device, dtype, head width), or return None."""
+
+
+class Attention(Op, Protocol):
     """Kind attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -191,28 +198,47 @@ class Attention(Protocol):
         Scores are scaled by 1/sqrt(E).
         """
 
-    def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
-        """Say why this call cannot run here (device, dtype, head width), or return None."""
 
-
-class GroupNormSiLU(Protocol):
+class GroupNormSiLU(Op, Protocol):
     """Kind group_norm_silu."""
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        """silu(group_norm(x)) of x [B, C, ...] with weight and bias [C]; keeps shape, dtype and memory format."""
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+    ) -> Tensor:
+        """silu(group_norm(x)), or the norm alone, of x [B, C, ...] with weight and bias [C]; keeps shape, dtype and
+        memory format.
+        """
 
-    def refuses(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str | None:
-        """Say why this call cannot run here, or return None."""
 
-
-class GEGLU(Protocol):
+class GEGLU(Op, Protocol):
     """Kind geglu."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., 2F] -> [..., F]: the first half times the exact (erf) GELU of the second half."""
 
-    def refuses(self, x: Tensor) -> str | None:
-        """Say why this call cannot run here, or return None."""
+
+class AddLayerNorm(Op, Protocol):
+    """Kind add_layer_norm."""
+
+    def __call__(
+        self, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return x + added, or x itself, and its layer norm: [..., D] each, with weight and bias [D]; where no gradient
+        is kept, the sum may take the memory of x."""
+
+
+class RMSNorm(Op, Protocol):
+    """Kind rms_norm."""
+
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x / sqrt(mean(x^2) + eps) * weight over the last dimension: [..., D] with weight [D] -> [..., D]."""
+
+
+class Rotary(Op, Protocol):
+    """Kind rotary."""
+
+    def __call__(self, x: Tensor, turns: Tensor) -> Tensor:
+        """Turn neighbouring pairs of each head of x [R, A, E] by unit complex numbers turns [R, E / 2] -> [R, A, E]."""
 
 
 class Workers(Protocol):

@@ -183,16 +183,8 @@ def _construct(node: Any, folder: Path, file: str, at: Loc, tree: Tree) -> Any:
         return made
     if isinstance(node, yaml.SequenceNode):
         return [_construct(item, folder, file, (*at, i), tree) for i, item in enumerate(node.value)]
-    value = _scalar(node)
+    value = _Loader("").construct_object(node)
     return RecipePath(value, folder) if isinstance(value, str) else value
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node)
-    finally:
-        loader.dispose()
 
 
 def _set(tree: Tree, key: str, value: Any) -> None:

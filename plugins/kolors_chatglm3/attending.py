@@ -72,7 +72,7 @@ def the_last_of(slots: Slots, blocks: list[Block]) -> tuple[list[Block], Tensor]
 
 
 def rotation(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Return cos + i sin of positions [R] * 10000^(-4j / width), [R, 1, width / 2] complex.
+    """Return cos + i sin of positions [R] * 10000^(-4j / width), [R, width / 2] complex.
 
     Only the first half of a head is turned, so the second half of the angles are 0. They are computed in float64 for a
     model in float64 and in float32 for all others; for half precision cos and sin are rounded to `dtype`, as they were
@@ -80,11 +80,5 @@ def rotation(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """
     exact, half = torch.promote_types(dtype, torch.float32), width // 2
     frequencies = 1.0 / 10000 ** (torch.arange(0, half, 2, dtype=exact, device=positions.device) / half)
-    angles = F.pad(torch.outer(positions.to(exact), frequencies), (0, half // 2)).unsqueeze(1)
+    angles = F.pad(torch.outer(positions.to(exact), frequencies), (0, half // 2))
     return torch.complex(angles.cos().to(dtype).to(exact), angles.sin().to(dtype).to(exact))
-
-
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn neighbouring pairs of each head of x [R, A, E] by turns [R, 1, E / 2]."""
-    pairs = torch.view_as_complex(x.to(turns.real.dtype).view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

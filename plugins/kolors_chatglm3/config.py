@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from kolors_chatglm3.architecture import RELEASED, Architecture
 from kolors_kernel.component import BuildContext, ExistingPath
-from kolors_kernel.kinds import TextEncoderConfig
+from kolors_kernel.kinds import RMSNormConfig, RotaryConfig, TextEncoderConfig
 from kolors_kernel.values import ConditioningSpec
 from kolors_weights.places import WeightsPath
 from kolors_weights.reading import find_file
@@ -51,6 +51,11 @@ class ChatGLM3(TextEncoderConfig):
     quantize: Literal["int8", "int4"] | None = None
     """Keep the weights of the linear layers as integers of 8 bits with a scale per row, or of 4 with one per 64
     columns; null: as they are in the files. They take a half or a quarter of bfloat16; they are not exact nor train."""
+
+    rms_norm: RMSNormConfig = Field(default={"type": "auto"}, validate_default=True)
+    """How hidden states are normalised."""
+    rotary: RotaryConfig = Field(default={"type": "auto"}, validate_default=True)
+    """How queries and keys are turned by their positions."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -93,13 +98,15 @@ class ChatGLM3(TextEncoderConfig):
 
     def _module(self, widths: Architecture, ctx: BuildContext) -> ChatGLM3Model:
         from kolors_chatglm3.loading import load_model, random_model, streamed_model
+        from kolors_chatglm3.model import Ops
 
+        ops = Ops(self.rms_norm.build(ctx), self.rotary.build(ctx))
         bits = None if self.quantize is None else BITS[self.quantize]
         if self.path is None:
-            return random_model(widths, device=ctx.device, dtype=ctx.dtype, quantize=bits)
+            return random_model(widths, ops, device=ctx.device, dtype=ctx.dtype, quantize=bits)
         if self.weights == "streamed":
-            return streamed_model(self.path, widths, device=ctx.device, dtype=ctx.dtype)
-        return load_model(self.path, widths, device=ctx.device, dtype=ctx.dtype, quantize=bits)
+            return streamed_model(self.path, widths, ops, device=ctx.device, dtype=ctx.dtype)
+        return load_model(self.path, widths, ops, device=ctx.device, dtype=ctx.dtype, quantize=bits)
 
     def _widths(self) -> Architecture:
         if self.path is None or (self.path.suffix and not find_file(self.path, "config.json")):

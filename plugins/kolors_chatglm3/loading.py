@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kolors_chatglm3.architecture import Architecture
-from kolors_chatglm3.model import ChatGLM3Model
+from kolors_chatglm3.model import ChatGLM3Model, Ops
 from kolors_chatglm3.streaming import stream_from
 from kolors_kernel.errors import WeightsError
 from kolors_weights.modules import check_fit, fit, without_weights
@@ -21,10 +21,12 @@ GROUP = 64
 """Columns that share a scale in 4 bits."""
 
 
-def random_model(architecture: Architecture, *, device: str, dtype: str, quantize: Bits | None = None) -> ChatGLM3Model:
+def random_model(
+    architecture: Architecture, ops: Ops, *, device: str, dtype: str, quantize: Bits | None = None
+) -> ChatGLM3Model:
     """Return a model to train from scratch: the same weights for the same architecture, always."""
     with without_weights():
-        module = ChatGLM3Model(architecture)
+        module = ChatGLM3Model(architecture, ops)
     module.to_empty(device="cpu")
     module.initialise(torch.Generator().manual_seed(0))
     module.to(device, getattr(torch, dtype))
@@ -35,7 +37,7 @@ def random_model(architecture: Architecture, *, device: str, dtype: str, quantiz
 
 
 def load_model(
-    place: Place, architecture: Architecture, *, device: str, dtype: str, quantize: Bits | None = None
+    place: Place, architecture: Architecture, ops: Ops, *, device: str, dtype: str, quantize: Bits | None = None
 ) -> ChatGLM3Model:
     """Return the model of a folder or file: safetensors or pickles of plain tensors, in one file or in shards.
 
@@ -43,7 +45,7 @@ def load_model(
     quantised in the file stays so; `quantize` does it layer by layer, so that no more than one is in memory as it was.
     Raises WeightsError when a file is damaged or the keys do not fit.
     """
-    module, state, file, stored = _open(place, architecture)
+    module, state, file, stored = _open(place, architecture, ops)
     if quantize and stored:
         raise WeightsError(f"{file} is quantised to {stored} bits as it is: leave the setting 'quantize' out")
     if not quantize and not stored:
@@ -59,23 +61,23 @@ def load_model(
     return module
 
 
-def streamed_model(place: Place, architecture: Architecture, *, device: str, dtype: str) -> ChatGLM3Model:
+def streamed_model(place: Place, architecture: Architecture, ops: Ops, *, device: str, dtype: str) -> ChatGLM3Model:
     """Return the model of a folder or file that holds one layer at a time, and reads each as it comes to it.
 
     It computes what that of `load_model` does. Raises WeightsError when the keys do not fit.
     """
-    module, state, file, _ = _open(place, architecture)
+    module, state, file, _ = _open(place, architecture, ops)
     stream_from(module, state, device=device, dtype=getattr(torch, dtype))
     module.fix(f"its weights are streamed from {file}")
     return module
 
 
-def _open(place: Place, architecture: Architecture) -> tuple[ChatGLM3Model, State, Path, Bits | None]:
+def _open(place: Place, architecture: Architecture, ops: Ops) -> tuple[ChatGLM3Model, State, Path, Bits | None]:
     """Return a model without weights, the mapped weights that fit it, their file, and how many bits they have."""
     file = find_weights(place, "model", "pytorch_model")
     state = open_state(file).renamed(_used)
     with without_weights():
-        module = ChatGLM3Model(architecture)
+        module = ChatGLM3Model(architecture, ops)
     stored = take_shapes(module, state)
     check_fit(module, state, where=file)
     return module, state, file, stored

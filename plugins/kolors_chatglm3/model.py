@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from kolors_chatglm3.architecture import Architecture
-from kolors_chatglm3.attending import EVERY_SLOT, Asked, Block, attention_blocks, rotate, rotation, the_last_of
+from kolors_chatglm3.attending import EVERY_SLOT, Asked, Block, attention_blocks, rotation, the_last_of
 from kolors_chatglm3.slots import Slots
 from kolors_kernel.errors import RecipeError
+
+if TYPE_CHECKING:
+    from kolors_kernel.protocols import RMSNorm, Rotary
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations that have several implementations."""
+
+    rms_norm: RMSNorm
+    rotary: Rotary
 
 
 class ChatGLM3Model(nn.Module):
@@ -21,13 +33,13 @@ class ChatGLM3Model(nn.Module):
     Raises ValueError when the architecture leaves the size of the vocabulary open.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, ops: Ops) -> None:
         super().__init__()
         if architecture.padded_vocab_size is None:
             raise ValueError("padded_vocab_size must be a number by the time the model is made")
-        self.architecture = architecture
+        self.architecture, self.ops = architecture, ops
         self.embedding = Embedding(architecture.padded_vocab_size, architecture.hidden_size)
-        self.encoder = Encoder(architecture)
+        self.encoder = Encoder(architecture, ops)
         self.fixed: str | None = None
 
     def fix(self, reason: str) -> None:
@@ -97,35 +109,40 @@ class Embedding(nn.Module):
 class Encoder(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, ops: Ops) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.num_layers))
+        self.layers = nn.ModuleList(Layer(architecture, ops) for _ in range(architecture.num_layers))
 
 
 class Layer(nn.Module):
     """Attention and a gated feed-forward part, each on the normalised stream and added to it."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, ops: Ops) -> None:
         super().__init__()
         width, eps = architecture.hidden_size, architecture.layernorm_epsilon
+        self.op, self.eps = ops.rms_norm, eps
         self.input_layernorm = nn.RMSNorm(width, eps)
-        self.self_attention = GroupedAttention(architecture)
+        self.self_attention = GroupedAttention(architecture, ops.rotary)
         self.post_attention_layernorm = nn.RMSNorm(width, eps)
         self.mlp = SwiGLU(width, architecture.ffn_hidden_size)
 
     def forward(self, hidden: Tensor, turns: Tensor, blocks: list[Block], asked: Asked) -> Tensor:
         """hidden [R, D] -> the new hidden states of the slots asked for [Q, D]."""
-        attended = self.self_attention(self.input_layernorm(hidden), turns, blocks, asked)
+        attended = self.self_attention(self._normal(self.input_layernorm, hidden), turns, blocks, asked)
         hidden = hidden[asked] + attended
-        out: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        out: Tensor = hidden + self.mlp(self._normal(self.post_attention_layernorm, hidden))
         return out
+
+    def _normal(self, norm: nn.RMSNorm, hidden: Tensor) -> Tensor:
+        return self.op(hidden, norm.weight, self.eps)
 
 
 class GroupedAttention(nn.Module):
     """Attention whose query heads share a few heads of keys and values; queries, keys and values have a bias."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, rotary: Rotary) -> None:
         super().__init__()
+        self.op = rotary
         self.heads = architecture.num_attention_heads
         self.groups = architecture.multi_query_group_num
         self.head_width = architecture.kv_channels
@@ -136,7 +153,7 @@ class GroupedAttention(nn.Module):
     def forward(self, x: Tensor, turns: Tensor, blocks: list[Block], asked: Asked) -> Tensor:
         """Attend from the slots asked for to the slots of their text: x [R, D] -> [Q, D]."""
         heads = self.query_key_value(x).unflatten(-1, (-1, self.head_width))  # [R, heads + 2 groups, E]
-        turned, v = rotate(heads[:, : -self.groups], turns), heads[:, -self.groups :]
+        turned, v = self.op(heads[:, : -self.groups], turns), heads[:, -self.groups :]
         q, k = turned[asked, : self.heads], turned[:, self.heads :]
         mixed = torch.cat([block.attend(q, k, v) for block in blocks])
         out: Tensor = self.dense(mixed)

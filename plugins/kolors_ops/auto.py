@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
 logger = logging.getLogger(__name__)
 
 
-class Op(Protocol[P]):
+class Op(Protocol[P, R]):
     """What every kind of op has in common: a call, and a question whether the call can be done."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the op. Raises ValueError with the reason when it refuses."""
 
     def refuses(self, *args: P.args, **kwargs: P.kwargs) -> str | None:
         """Say why this call cannot run here, or return None."""
 
 
-class AutoOp(Generic[P]):
+class AutoOp(Generic[P, R]):
     """The first of several implementations that does not refuse the call.
 
     `report` says which of them ran and why others did not. Each reason is logged too, once in the life of this object.
     """
 
-    def __init__(self, kind: str, choices: Sequence[tuple[str, Op[P]]]) -> None:
+    def __init__(self, kind: str, choices: Sequence[tuple[str, Op[P, R]]]) -> None:
         self.kind = kind
         self.choices = tuple(choices)
         self._ran: dict[str, None] = {}  # in the order they first ran
         self._told: dict[tuple[str, str], None] = {}
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Do the op by the first choice that takes it. Raises ValueError when every one refuses."""
         chosen, passed_over = self._choose(*args, **kwargs)
         for name, reason in passed_over:
@@ -61,7 +59,7 @@ class AutoOp(Generic[P]):
         chosen, passed_over = self._choose(*args, **kwargs)
         return _listed(passed_over) if chosen is None else None
 
-    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[tuple[str, Op[P]] | None, list[tuple[str, str]]]:
+    def _choose(self, *args: P.args, **kwargs: P.kwargs) -> tuple[tuple[str, Op[P, R]] | None, list[tuple[str, str]]]:
         """Return the first op that takes the call, with its name, or None, and those before it with their reason."""
         passed_over: list[tuple[str, str]] = []
         for name, op in self.choices:

@@ -65,7 +65,8 @@ class SDXLUNetBackbone:
 
     def report(self) -> Mapping[str, str]:
         """Say how the weights lie and which op ran, and why not a faster one."""
-        ops = {name: _told(getattr(self._unet.ops, name)) for name in ("attention", "group_norm_silu", "geglu")}
+        kinds = ("attention", "group_norm_silu", "geglu", "add_layer_norm")
+        ops = {kind: _told(getattr(self._unet.ops, kind)) for kind in kinds}
         return {**ops, **self._frozen}
 
     @property

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from kolors_sdxl.gating import GatedProjection
 
 if TYPE_CHECKING:
-    from kolors_kernel.protocols import GEGLU, Attention, GroupNormSiLU
+    from kolors_kernel.protocols import GEGLU, AddLayerNorm, Attention, GroupNormSiLU
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,6 +44,7 @@ class Ops:
     attention: Attention
     group_norm_silu: GroupNormSiLU
     geglu: GEGLU
+    add_layer_norm: AddLayerNorm
     run: Callable[..., Tensor] = run_plainly
 
 
@@ -78,23 +79,18 @@ class ResnetBlock(nn.Module):
         return out
 
 
-def norm_silu(op: GroupNormSiLU, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """Return silu(norm(x)) of x [B, C, h, w] by the op, with the norm's own parameters."""
-    return op(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+def norm_silu(op: GroupNormSiLU, norm: nn.GroupNorm, x: Tensor, *, silu: bool = True) -> Tensor:
+    """Return silu(norm(x)), or norm(x) alone, of x [B, C, h, w] by the op, with the norm's own parameters."""
+    return op(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu=silu)
+
+
+def add_norm(op: AddLayerNorm, norm: nn.LayerNorm, made: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return made + x, perhaps in the memory of `made`, which nothing else reads, and its norm: [B, N, C] each."""
+    return op(made, x, norm.weight, norm.bias, norm.eps)
 
 
 Keys: TypeAlias = tuple[Tensor, Tensor]
 """What rows attend to: keys and values, [B, A, L, E] each."""
-
-
-def normal(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """Return norm(x) of x [B, C, h, w]."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.is_contiguous():
-        out: Tensor = norm(x)
-        return out
-    # Where channels are last, torch reads the bfloat16s of few pixels one by one: ten times slower than float32.
-    wide = F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)
-    return wide.to(x.dtype)
 
 
 def plus(made: Tensor, x: Tensor) -> Tensor:
@@ -148,6 +144,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, channels: int, heads: int, *, context: int, ops: Ops) -> None:
         super().__init__()
+        self.op = ops.add_layer_norm
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = AttentionLayer(channels, heads, context=None, bias=False, op=ops.attention)
         self.norm2 = nn.LayerNorm(channels)
@@ -157,9 +154,10 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, N, C], the text's keys k and v [B, A, L, E], additive mask [B, 1, 1, L] or None -> [B, N, C]."""
-        x = plus(self.attn1(self.norm1(x)), x)
-        x = plus(self.attn2(self.norm2(x), (k, v), mask), x)
-        return plus(self.ff(self.norm3(x)), x)
+        _, rows = self.op(x, None, self.norm1.weight, self.norm1.bias, self.norm1.eps)
+        x, rows = add_norm(self.op, self.norm2, self.attn1(rows), x)
+        x, rows = add_norm(self.op, self.norm3, self.attn2(rows, (k, v), mask), x)
+        return plus(self.ff(rows), x)
 
 
 class Transformer(nn.Module):
@@ -167,7 +165,7 @@ class Transformer(nn.Module):
 
     def __init__(self, channels: int, heads: int, layers: int, *, context: int, groups: int, ops: Ops) -> None:
         super().__init__()
-        self.run = ops.run
+        self.run, self.op = ops.run, ops.group_norm_silu
         self.norm = nn.GroupNorm(groups, channels, 1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList(
@@ -177,7 +175,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: list[Keys], mask: Tensor | None) -> Tensor:
         """x [B, C, h, w], the text's keys, of which each layer takes the first, additive mask [B, 1, 1, L] or None."""
-        rows = self.proj_in(normal(self.norm, x).flatten(2).transpose(1, 2))  # [B, N, C]
+        rows = self.proj_in(norm_silu(self.op, self.norm, x, silu=False).flatten(2).transpose(1, 2))  # [B, N, C]
         for layer in self.transformer_blocks:
             rows = self.run(layer, rows, *context.pop(0), mask)
         return plus(self.proj_out(rows).transpose(1, 2).view(x.shape), x)

@@ -8,7 +8,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from kolors_kernel.component import BuildContext
 from kolors_kernel.errors import WeightsError
-from kolors_kernel.kinds import AttentionConfig, AutoencoderConfig, BackboneConfig, GEGLUConfig, GroupNormSiLUConfig
+from kolors_kernel.kinds import (
+    AddLayerNormConfig,
+    AttentionConfig,
+    AutoencoderConfig,
+    BackboneConfig,
+    GEGLUConfig,
+    GroupNormSiLUConfig,
+)
 from kolors_kernel.values import ConditioningSpec, LatentSpec
 from kolors_sdxl.architecture import UNetArchitecture, UNetShape, VAEArchitecture, unet_from_layout, vae_from_layout
 from kolors_weights.places import WeightsPath
@@ -37,9 +44,11 @@ class SDXLUNet(BackboneConfig):
     attention: AttentionConfig = Field(default={"type": "auto"}, validate_default=True)
     """How attention is computed."""
     group_norm_silu: GroupNormSiLUConfig = Field(default={"type": "auto"}, validate_default=True)
-    """How group norm followed by SiLU is computed."""
+    """How group norm, followed by SiLU or not, is computed."""
     geglu: GEGLUConfig = Field(default={"type": "auto"}, validate_default=True)
     """How the gated activation is computed."""
+    add_layer_norm: AddLayerNormConfig = Field(default={"type": "auto"}, validate_default=True)
+    """How the results of attention are added to the rows and normalised."""
     gradient_checkpointing: bool = False
     """Whether training keeps less in memory and computes it again: about a quarter slower."""
     compile: bool = False
@@ -101,7 +110,8 @@ class SDXLUNet(BackboneConfig):
             raise WeightsError(problem)
         shape = self._shape(conditioning, latents)
         run = run_checkpointed if self.gradient_checkpointing else run_plainly
-        ops = Ops(self.attention.build(ctx), self.group_norm_silu.build(ctx), self.geglu.build(ctx), run)
+        attention, group_norm_silu = self.attention.build(ctx), self.group_norm_silu.build(ctx)
+        ops = Ops(attention, group_norm_silu, self.geglu.build(ctx), self.add_layer_norm.build(ctx), run)
         if self.path is None:
             module = random_unet(shape, ops, device=ctx.device)
         elif self.context_projection == "new":
@@ -159,7 +169,7 @@ class SDXLVAE(AutoencoderConfig):
     attention: AttentionConfig = Field(default={"type": "auto"}, validate_default=True)
     """How attention is computed."""
     group_norm_silu: GroupNormSiLUConfig = Field(default={"type": "auto"}, validate_default=True)
-    """How group norm followed by SiLU is computed."""
+    """How group norm, followed by SiLU or not, is computed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

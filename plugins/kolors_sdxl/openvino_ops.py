@@ -6,9 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 from openvino import opset15 as op
+from torch.nn import functional as F
 
 from kolors_sdxl.blocks import Ops
-from kolors_sdxl.openvino_graph import GraphTensor, group_norm, linear, silu
+from kolors_sdxl.openvino_graph import GraphTensor, group_norm, linear
+from kolors_sdxl.openvino_graph import silu as swish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +29,12 @@ def attention(q: GraphTensor, k: GraphTensor, v: GraphTensor, mask: GraphTensor 
     return weights.then(op.matmul, v.output, False, False).to(dtype)
 
 
-def group_norm_silu(x: GraphTensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> GraphTensor:
-    """silu(group_norm(x)) of x [B, C, h, w]."""
-    return silu(group_norm(x, groups, weight, bias, eps))
+def group_norm_silu(
+    x: GraphTensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+) -> GraphTensor:
+    """silu(group_norm(x)), or the norm alone, of x [B, C, h, w]."""
+    normal = group_norm(x, groups, weight, bias, eps)
+    return swish(normal) if silu else normal
 
 
 def geglu(x: GraphTensor) -> GraphTensor:
@@ -43,5 +48,13 @@ def geglu(x: GraphTensor) -> GraphTensor:
     return value * gate.then(op.gelu, "erf")
 
 
-OPS = Ops(*cast(Any, (attention, group_norm_silu, geglu)))
+def add_layer_norm(
+    x: GraphTensor, added: GraphTensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[GraphTensor, GraphTensor]:
+    """Return x + added, or x itself, and its layer norm: [..., D] each."""
+    total: Any = x if added is None else x + added
+    return total, cast(Any, F.layer_norm(total, weight.shape, weight, bias, eps))
+
+
+OPS = Ops(*cast(Any, (attention, group_norm_silu, geglu, add_layer_norm)))
 """What a U-Net is made with to be written as a graph."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu, normal, plus
+from kolors_sdxl.blocks import AttentionLayer, Keys, ResnetBlock, Upsample, norm_silu, plus
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import Attention, GroupNormSiLU
@@ -125,7 +125,7 @@ class _Middle(nn.Module):
     def __init__(self, channels: int, a: VAEArchitecture, attention: Attention, op: GroupNormSiLU) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_resnet(channels, channels, a, op) for _ in range(2))
-        self.attentions = nn.ModuleList([_PixelAttention(channels, groups=a.groups, op=attention)])
+        self.attentions = nn.ModuleList([_PixelAttention(channels, attention, op, groups=a.groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -135,12 +135,14 @@ class _Middle(nn.Module):
 class _PixelAttention(AttentionLayer):
     """One head over all pixels, on their group norm and beside a shortcut: [B, C, h, w] -> [B, C, h, w]."""
 
-    def __init__(self, channels: int, *, groups: int, op: Attention) -> None:
-        super().__init__(channels, 1, context=None, bias=True, op=op)
+    def __init__(self, channels: int, attention: Attention, op: GroupNormSiLU, *, groups: int) -> None:
+        super().__init__(channels, 1, context=None, bias=True, op=attention)
+        self.norm_op = op
         self.group_norm = nn.GroupNorm(groups, channels, _EPS)
 
     def forward(self, x: Tensor, keys: Keys | None = None, mask: Tensor | None = None) -> Tensor:
-        rows = super().forward(normal(self.group_norm, x).flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
+        normal = norm_silu(self.norm_op, self.group_norm, x, silu=False)
+        rows = super().forward(normal.flatten(2).transpose(1, 2), keys, mask)  # [B, N, C]
         return plus(rows.transpose(1, 2).view(x.shape), x)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 Sizes = tuple[tuple[int, int], ...]
 
 
-class BucketsConfig(ComponentConfig, Builds["Bucketing"]):
+class BucketsConfig(ComponentConfig, Builds["Bucketing"], kind="buckets"):
     """The sizes that pictures are trained at, and which pictures have no place among them (2.2.2)."""
-
-    kind: ClassVar[str] = "buckets"
 
     min_side: PositiveInt = 1
     """Pictures with a side below this are refused, in pixels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 CaptionKey = Literal["zh_original", "en_original", "zh_synthetic", "en_synthetic"]
 
 
-class CollectionConfig(ComponentConfig):
+class CollectionConfig(ComponentConfig, kind="collection"):
     """Pictures with what is known of them, as people keep them (2.2.1)."""
-
-    kind: ClassVar[str] = "collection"
 
     captions: dict[CaptionKey, str]
     """Where the captions are: the name of what holds each, by caption key. No language is guessed."""

@@ -13,9 +13,11 @@ from kolors_chatglm3.architecture import RELEASED, Architecture
 from kolors_chatglm3.byte_pieces import byte_pieces
 from kolors_chatglm3.config import ChatGLM3
 from kolors_chatglm3.encoder import ChatGLM3Encoder
-from kolors_chatglm3.model import ChatGLM3Model
+from kolors_chatglm3.model import ChatGLM3Model, Ops
 from kolors_chatglm3.slots import Slots
 from kolors_chatglm3.tokenizer import TruncationWarning
+from kolors_ops.rms_norm.reference import ReferenceRMSNorm
+from kolors_ops.rotary.reference import ReferenceRotary
 from torch import Tensor
 
 from kolors_kernel import BuildContext
@@ -33,6 +35,7 @@ SMALL = {
     "ffn_hidden_size": 56,
     "padded_vocab_size": 300,
 }
+OPS = Ops(ReferenceRMSNorm(), ReferenceRotary())
 LENGTHS = (1, 20, 254, 300, 0)
 PROMPTS = [("The quick brown fox; " * 20)[:length] for length in LENGTHS]  # a byte is a token
 
@@ -112,7 +115,7 @@ def exact_peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_counts_the_released_parameters_less_head_and_final_norm() -> None:
     with torch.device("meta"):
-        module = ChatGLM3Model(RELEASED)
+        module = ChatGLM3Model(RELEASED, OPS)
     assert sum(weight.numel() for weight in module.parameters()) == 6_243_584_000 - 65024 * 4096 - 4096 == 5_977_241_600
 
 
@@ -121,7 +124,7 @@ def test_keys_are_those_of_the_released_files(folder: Path) -> None:
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         released = set(file.keys())
-    ours = set(ChatGLM3Model(Architecture(**SMALL)).state_dict())
+    ours = set(ChatGLM3Model(Architecture(**SMALL), OPS).state_dict())
     assert released - ours == {"encoder.final_layernorm.weight", "output_layer.weight", "rotary_pos_emb.inv_freq"}
     assert not ours - released
 
@@ -294,7 +297,7 @@ def test_random_hidden_states_are_of_unit_size_at_any_width_and_depth(width: int
 
 def test_a_model_needs_to_know_its_vocabulary() -> None:
     with pytest.raises(ValueError, match="padded_vocab_size"):
-        ChatGLM3Model(Architecture(**{**SMALL, "padded_vocab_size": None}))
+        ChatGLM3Model(Architecture(**{**SMALL, "padded_vocab_size": None}), OPS)
 
 
 def test_an_empty_batch_is_encoded_as_nothing() -> None:

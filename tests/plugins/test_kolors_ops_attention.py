@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kolors_ops.attention import blocked, blocks
-from kolors_ops.config import AttentionAuto, AttentionBlocked, AttentionReference, AttentionSDPA
+from kolors_ops.attention.config import AttentionAuto, AttentionBlocked, AttentionReference, AttentionSDPA
 from torch import Tensor
 
 from kolors_kernel import BuildContext

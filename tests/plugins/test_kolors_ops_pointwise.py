@@ -7,14 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kolors_ops.config import (
-    GEGLUAuto,
-    GEGLUReference,
-    GEGLUTorch,
-    GroupNormSiLUAuto,
-    GroupNormSiLUReference,
-    GroupNormSiLUTorch,
-)
+from kolors_ops.geglu.config import GEGLUAuto, GEGLUReference, GEGLUTorch
+from kolors_ops.group_norm_silu.config import GroupNormSiLUAuto, GroupNormSiLUReference, GroupNormSiLUTorch
 from torch import Tensor
 
 from kolors_kernel import BuildContext

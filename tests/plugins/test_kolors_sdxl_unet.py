@@ -92,7 +92,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 def test_has_as_many_parameters_as_the_released_net() -> None:
     nothing: Any = None
     with torch.device("meta"):
-        net = UNet(UNetShape(UNetArchitecture(), 4096, 4096, 4, 4), Ops(nothing, nothing, nothing))
+        net = UNet(UNetShape(UNetArchitecture(), 4096, 4096, 4, 4), Ops(nothing, nothing, nothing, nothing))
     assert sum(p.numel() for p in net.parameters()) == 2_579_458_820
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in net.named_children()}
     assert parts == {

@@ -24,7 +24,14 @@ from kolors_kernel.testing.contracts.model import (
     BackboneContract,
     TextEncoderContract,
 )
-from kolors_kernel.testing.contracts.ops import AttentionContract, GEGLUContract, GroupNormSiLUContract
+from kolors_kernel.testing.contracts.ops import (
+    AddLayerNormContract,
+    AttentionContract,
+    GEGLUContract,
+    GroupNormSiLUContract,
+    RMSNormContract,
+    RotaryContract,
+)
 from kolors_kernel.testing.contracts.runs import (
     MetricContract,
     ObserverContract,
@@ -53,6 +60,9 @@ CONTRACTS: Mapping[str, type[ComponentContract[Any]]] = MappingProxyType(
         "attention": AttentionContract,
         "group_norm_silu": GroupNormSiLUContract,
         "geglu": GEGLUContract,
+        "add_layer_norm": AddLayerNormContract,
+        "rms_norm": RMSNormContract,
+        "rotary": RotaryContract,
         "workers": WorkersContract,
         "observer": ObserverContract,
         "recipe": RecipeContract,
@@ -63,6 +73,7 @@ CONTRACTS: Mapping[str, type[ComponentContract[Any]]] = MappingProxyType(
 __all__ = [
     "CONTRACTS",
     "AdapterContract",
+    "AddLayerNormContract",
     "AttentionContract",
     "AutoencoderContract",
     "BackboneContract",
@@ -78,7 +89,9 @@ __all__ = [
     "NoiseScheduleContract",
     "ObserverContract",
     "PromptSetContract",
+    "RMSNormContract",
     "RecipeContract",
+    "RotaryContract",
     "SampleFilterContract",
     "SolverContract",
     "TextEncoderContract",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +12,36 @@ import torch
 from torch import Tensor
 
 from kolors_kernel.component import ComponentConfig
-from kolors_kernel.kinds import AttentionConfig, GEGLUConfig, GroupNormSiLUConfig
+from kolors_kernel.kinds import (
+    AddLayerNormConfig,
+    AttentionConfig,
+    GEGLUConfig,
+    GroupNormSiLUConfig,
+    RMSNormConfig,
+    RotaryConfig,
+)
 from kolors_kernel.testing.contracts.component import ComponentContract
 
 C = TypeVar("C", bound=ComponentConfig)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 4e-2}
 """Of the largest value; float64 leaves room for implementations that compute in float32."""
+
+
+class Called:
+    """An op that is called with arguments in another order and with settings, its results side by side."""
+
+    def __init__(self, op: Any, order: Callable[..., tuple[Any, ...]] = lambda *args: args, **settings: Any) -> None:
+        self.op, self.order, self.settings = op, order, settings
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Do the op."""
+        found = self.op(*self.order(*args), **self.settings)
+        return found if isinstance(found, Tensor) else torch.cat(found, dim=-1)
+
+    def refuses(self, *args: Any) -> str | None:
+        """Say why such a call cannot run here, or return None."""
+        reason: str | None = self.op.refuses(*self.order(*args), **self.settings)
+        return reason
 
 
 class OpContract(ComponentContract[C]):
@@ -85,14 +110,14 @@ class AttentionContract(OpContract[AttentionConfig]):
         self.compare(self.config.build(self.context(tmp_path)), attention, [q, k, v])
 
 
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """silu of x normalised over each group of channels and all places."""
+def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True) -> Tensor:
+    """silu of x normalised over each group of channels and all places, or the norm alone."""
     grouped = x.reshape(x.shape[0], groups, -1)
     centred = grouped - grouped.mean(-1, keepdim=True)
     normal = (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).reshape(x.shape)
     shape = (1, -1, *[1] * (x.ndim - 2))
     scaled = normal * weight.view(shape) + bias.view(shape)
-    return scaled * scaled.sigmoid()
+    return scaled * scaled.sigmoid() if silu else scaled
 
 
 class GroupNormSiLUContract(OpContract[GroupNormSiLUConfig]):
@@ -104,6 +129,12 @@ class GroupNormSiLUContract(OpContract[GroupNormSiLUConfig]):
         """With weight and bias, at odd sizes, in two and one dimensions of space."""
         x, weight, bias = (self.random(*s, seed=i, dtype=dtype) for i, s in enumerate((shape, shape[1:2], shape[1:2])))
         self.compare(self.config.build(self.context(tmp_path)), group_norm_silu, [x, weight, bias], 4, 1e-5)
+
+    def test_leaves_the_silu_out_where_it_is_told_to(self, tmp_path: Path) -> None:
+        """The norm alone, by the same op."""
+        x, weight, bias = (self.random(*s, seed=i) for i, s in enumerate(((2, 8, 5, 7), (8,), (8,))))
+        plain = partial(group_norm_silu, silu=False)
+        self.compare(Called(self.config.build(self.context(tmp_path)), silu=False), plain, [x, weight, bias], 4, 1e-5)
 
     def test_keeps_the_memory_format(self, tmp_path: Path) -> None:
         """Channels-last in, channels-last out."""
@@ -128,3 +159,67 @@ class GEGLUContract(OpContract[GEGLUConfig]):
     def test_equals_its_formula(self, tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         """The erf form, at odd sizes and any rank."""
         self.compare(self.config.build(self.context(tmp_path)), geglu, [self.random(*shape, dtype=dtype)])
+
+
+def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The sum and its norm, side by side."""
+    total = x + added
+    centred = total - total.mean(-1, keepdim=True)
+    return torch.cat((total, centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias), dim=-1)
+
+
+class AddLayerNormContract(OpContract[AddLayerNormConfig]):
+    """What every sum with a layer norm promises."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("shape", [(2, 7, 26), (5, 3), (1, 3, 130)])
+    def test_equals_its_formula(self, tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """The sum, and its norm with weight and bias, at odd sizes."""
+        rows = [self.random(*shape, seed=seed, dtype=dtype) for seed in (1, 2)]
+        rest = [self.random(shape[-1], seed=seed, dtype=dtype) for seed in (3, 4)]
+        self.compare(Called(self.config.build(self.context(tmp_path))), add_layer_norm, [*rows, *rest], 1e-5)
+
+    def test_normalises_rows_to_which_nothing_is_added(self, tmp_path: Path) -> None:
+        """The rows themselves are the sum."""
+        op = Called(self.config.build(self.context(tmp_path)), lambda x, *rest: (x, None, *rest))
+        x, weight, bias = self.random(3, 26, seed=1), self.random(26, seed=2), self.random(26, seed=3)
+
+        def alone(x: Tensor, *rest: Any) -> Tensor:
+            return add_layer_norm(x, torch.zeros_like(x), *rest)
+
+        self.compare(op, alone, [x, weight, bias], 1e-5)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x over the root of its mean square, times the weight."""
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+class RMSNormContract(OpContract[RMSNormConfig]):
+    """What every RMS norm promises."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("shape", [(2, 7, 26), (5, 3), (1, 130)])
+    def test_equals_its_formula(self, tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Over the last dimension, at odd sizes."""
+        x, weight = self.random(*shape, seed=1, dtype=dtype), self.random(shape[-1], seed=2, dtype=dtype)
+        self.compare(self.config.build(self.context(tmp_path)), rms_norm, [x, weight], 1e-5)
+
+
+class RotaryContract(OpContract[RotaryConfig]):
+    """What every rotation by positions promises."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize(("rows", "heads", "width"), [(1, 1, 2), (7, 3, 10), (5, 34, 128)])
+    def test_equals_its_formula(self, tmp_path: Path, dtype: torch.dtype, rows: int, heads: int, width: int) -> None:
+        """Neighbours are turned; heads are a view of a wider product."""
+        x = self.random(rows, heads + 2, width, dtype=dtype)[:, :heads]
+        angles = self.random(rows, width // 2, seed=1).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        turns = torch.polar(torch.ones_like(angles), angles).to(self.device)
+
+        def turned(x: Tensor, turns: Tensor) -> Tensor:
+            cos, sin = turns.real.double().unsqueeze(1), turns.imag.double().unsqueeze(1)
+            even, odd = x[..., 0::2], x[..., 1::2]
+            return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+        self.compare(self.config.build(self.context(tmp_path)), turned, [x], turns)

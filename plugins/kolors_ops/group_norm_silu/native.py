@@ -12,21 +12,25 @@ from kolors_ops.group_norm_silu.reference import check_groups
 class TorchGroupNormSiLU:
     """torch's group_norm, in half precision rounded to it where that is faster, then its silu."""
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        """silu(group_norm(x)) of x [B, C, ...] with weight and bias [C].
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+    ) -> Tensor:
+        """silu(group_norm(x)), or the norm alone, of x [B, C, ...] with weight and bias [C].
 
         Raises ValueError unless `groups` divides C, and for a call it refuses.
         """
-        if reason := self.refuses(x, weight, bias, groups, eps):
+        if reason := self.refuses(x, weight, bias, groups, eps, silu=silu):
             raise ValueError(f"group_norm_silu 'torch' refuses: {reason}")
         check_groups(x, groups)
         inner = torch.float32 if _is_slow(x) else x.dtype
         normal = F.group_norm(x.to(inner), groups, weight.to(inner), bias.to(inner), eps)
-        result = F.silu(normal, inplace=not normal.requires_grad).to(x.dtype)
+        result = (F.silu(normal, inplace=not normal.requires_grad) if silu else normal).to(x.dtype)
         # Off the CPU, torch's group_norm gives a contiguous tensor whatever it got.
         return result.contiguous(memory_format=torch.channels_last) if _is_channels_last(x) else result
 
-    def refuses(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str | None:
+    def refuses(
+        self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+    ) -> str | None:
         """Say why this call cannot run here: parameters of a dtype torch does not mix with x's; or return None."""
         if weight.dtype == bias.dtype == x.dtype:
             return None

@@ -10,8 +10,10 @@ from torch import Tensor
 class ReferenceGroupNormSiLU:
     """The definition: everything in float32, or in float64 for float64 inputs, rounded once at the end."""
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        """silu(group_norm(x)) of x [B, C, ...] with weight and bias [C].
+    def __call__(
+        self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+    ) -> Tensor:
+        """silu(group_norm(x)), or the norm alone, of x [B, C, ...] with weight and bias [C].
 
         Raises ValueError unless `groups` divides C.
         """
@@ -22,9 +24,11 @@ class ReferenceGroupNormSiLU:
         normal = ((split - mean) * torch.rsqrt(variance + eps)).flatten(1, 2)
         per_channel = (1, -1, *(1,) * (x.ndim - 2))
         scaled = normal * weight.to(inner).view(per_channel) + bias.to(inner).view(per_channel)
-        return F.silu(scaled).to(x.dtype)
+        return (F.silu(scaled) if silu else scaled).to(x.dtype)
 
-    def refuses(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> str | None:
+    def refuses(
+        self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True
+    ) -> str | None:
         """Return None: any call can be done."""
         return None
 
