@@ -1,5 +1,6 @@
 # make quickstart   install, then draw pictures with the small model that ships
-# make test         install what the tests need, then run the whole default suite
+# make test         install what the tests need, then run the whole default suite, the kernels' suites among it
+# make kernels      the kernels' suites alone: in Triton's interpreter, and compiled for GPUs that need not be there
 # make lint         ruff, mypy --strict, import rules
 # make bench        measure start-up and the ops beside their peers (BENCH="kernel ops")
 # make docs         write docs/reference from the installed components
@@ -15,13 +16,21 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 SAYS := pyproject.toml requirements/dev.txt
 
-.PHONY: quickstart test lint bench docs clean
+.PHONY: quickstart test kernels lint bench docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/kolors run quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST)
+ifeq ($(strip $(PYTEST)),)
+	$(MAKE) kernels
+endif
+
+# Triton decides when it is imported whether it interprets or compiles, so each suite has a process of its own.
+kernels: $(VENV)/installed-dev
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	$(BIN)/python -m pytest tests/aot
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -142,8 +142,9 @@ def test_every_auto_is_the_same_after_being_written_and_read(kind: type[Any]) ->
     assert auto.model_dump(mode="json")["prefer"][1] == {"type": "auto", "prefer": []}
 
 
-def test_the_defaults_prefer_what_is_fastest() -> None:
-    assert AttentionAuto().prefer == [AttentionBlocked(), AttentionRecomputed(), AttentionSDPA()]
-    assert [c.type for c in GroupNormSiLUAuto().prefer] == ["torch"]
-    assert [c.type for c in GEGLUAuto().prefer] == ["torch"]
+def test_the_defaults_prefer_kernels_then_what_is_fastest() -> None:
+    prefer = {auto.kind: [c.type for c in auto().prefer] for auto in COMPONENTS if "prefer" in auto.model_fields}
+    assert prefer["attention"] == ["triton", "blocked", "recomputed", "sdpa"]
+    assert prefer["group_norm_silu"] == prefer["geglu"] == ["triton", "torch"]
+    assert {kind: "triton" in types for kind, types in prefer.items()} == dict.fromkeys(prefer, True)
     assert AttentionReference() not in AttentionAuto().prefer
