@@ -1,0 +1,123 @@
+"""The kernels of attention's gradient: one sums over keys for dq, another over queries for dk and dv.
+
+Probabilities are computed again from the scores and their log-sum-exp, both in base 2. Every program owns what it
+writes, so that sums have one order and nothing is added to memory by several.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile(start, rows, columns, stride, count, E: tl.constexpr, EVEN: tl.constexpr):
+    """Load rows x columns of a matrix [count, E] whose rows are `stride` apart; what lies beside it is 0."""
+    at = start + rows[:, None] * stride + columns[None, :]
+    full: tl.constexpr = columns.shape[0] == E
+    if EVEN and full:
+        return tl.load(at)
+    if full:
+        return tl.load(at, mask=rows[:, None] < count, other=0.0)
+    if EVEN:
+        return tl.load(at, mask=columns[None, :] < E, other=0.0)
+    return tl.load(at, mask=(rows[:, None] < count) & (columns[None, :] < E), other=0.0)
+
+
+@triton.jit
+def attention_backward_queries(
+    grad, q, k, v, bias, out, lse, delta, dq,
+    grad_batch, grad_head, grad_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    bias_batch, bias_key, out_batch, out_head, out_row, dq_batch, dq_head, dq_row,
+    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr,
+    EVEN_QUERIES: tl.constexpr, EVEN_KEYS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradient of QUERIES rows of one head's q, and for each its grad . out, into delta [B, A, N]."""
+    first, head, batch = tl.program_id(0) * QUERIES, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    rows, columns = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    keys, skip = tl.arange(0, KEYS), first.to(tl.int64)
+    upper = tile(
+        grad + batch * grad_batch + head * grad_head + skip * grad_row,
+        rows, columns, grad_row, N - first, E, EVEN_QUERIES,
+    )  # fmt: skip
+    made = tile(
+        out + batch * out_batch + head * out_head + skip * out_row, rows, columns, out_row, N - first, E, EVEN_QUERIES
+    )
+    asked = tile(q + batch * q_batch + head * q_head + skip * q_row, rows, columns, q_row, N - first, E, EVEN_QUERIES)
+    per_row = (batch * A + head) * N + skip + rows
+    inside = rows < N - first
+    dot = tl.sum(upper.to(tl.float32) * made.to(tl.float32), axis=1)
+    tl.store(delta + per_row, dot, mask=inside)
+    normal = tl.load(lse + per_row, mask=inside, other=float("inf"))  # so that a row that is not there has no share
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    total = tl.zeros((QUERIES, WIDTH), tl.float32)
+    for start in range(0, L, KEYS):
+        key = tile(k, keys, columns, k_row, L - start, E, EVEN_KEYS)
+        value = tile(v, keys, columns, v_row, L - start, E, EVEN_KEYS)
+        scores = tl.dot(asked, tl.trans(key), input_precision="ieee")
+        if EVEN_KEYS:
+            scores = scores * (SCALE * 1.4426950408889634)
+        else:
+            scores = tl.where(keys[None, :] < L - start, scores, float("-inf")) * (SCALE * 1.4426950408889634)
+        if bias is not None:
+            place = bias + batch * bias_batch + (start + keys).to(tl.int64) * bias_key
+            added = tl.load(place, mask=start + keys < L, other=0.0).to(tl.float32)
+            scores += added[None, :] * 1.4426950408889634
+        seen = tl.math.exp2(scores - normal[:, None])
+        slope = seen * (tl.dot(upper, tl.trans(value), input_precision="ieee") - dot[:, None])
+        total = tl.dot(slope.to(key.dtype), key, total, input_precision="ieee")
+        k += KEYS * k_row
+        v += KEYS * v_row
+    place = dq + batch * dq_batch + head * dq_head + skip * dq_row + rows[:, None] * dq_row + columns[None, :]
+    tl.store(place, (total * SCALE).to(dq.dtype.element_ty), mask=inside[:, None] & (columns[None, :] < E))
+
+
+@triton.jit
+def attention_backward_keys(
+    grad, q, k, v, bias, lse, delta, dk, dv,
+    grad_batch, grad_head, grad_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    bias_batch, bias_key, dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row,
+    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr,
+    EVEN_QUERIES: tl.constexpr, EVEN_KEYS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradients of KEYS rows of one head's k and v, from delta [B, A, N] = grad . out."""
+    first, head, batch = tl.program_id(0) * KEYS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    keys, columns = tl.arange(0, KEYS), tl.arange(0, WIDTH)
+    rows, skip = tl.arange(0, QUERIES), first.to(tl.int64)
+    key = tile(k + batch * k_batch + head * k_head + skip * k_row, keys, columns, k_row, L - first, E, EVEN_KEYS)
+    value = tile(v + batch * v_batch + head * v_head + skip * v_row, keys, columns, v_row, L - first, E, EVEN_KEYS)
+    inside = keys < L - first
+    if bias is not None:
+        place = bias + batch * bias_batch + (skip + keys) * bias_key
+        added = tl.load(place, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
+    q += batch * q_batch + head * q_head
+    grad += batch * grad_batch + head * grad_head
+    lse += (batch * A + head) * N
+    delta += (batch * A + head) * N
+    for_key = tl.zeros((KEYS, WIDTH), tl.float32)
+    for_value = tl.zeros((KEYS, WIDTH), tl.float32)
+    for start in range(0, N, QUERIES):
+        asked = tile(q, rows, columns, q_row, N - start, E, EVEN_QUERIES)
+        upper = tile(grad, rows, columns, grad_row, N - start, E, EVEN_QUERIES)
+        if EVEN_QUERIES:
+            normal = tl.load(lse + start + rows)
+            dot = tl.load(delta + start + rows)
+        else:  # a row that is not there has no share: its probabilities are 0
+            normal = tl.load(lse + start + rows, mask=start + rows < N, other=float("inf"))
+            dot = tl.load(delta + start + rows, mask=start + rows < N, other=0.0)
+        # Keys that are not there need no mask: what they give is in rows of their own, which are not stored.
+        scores = tl.dot(key, tl.trans(asked), input_precision="ieee") * (SCALE * 1.4426950408889634)
+        if bias is not None:
+            scores += added[:, None]
+        seen = tl.math.exp2(scores - normal[None, :])
+        for_value = tl.dot(seen.to(upper.dtype), upper, for_value, input_precision="ieee")
+        slope = seen * (tl.dot(value, tl.trans(upper), input_precision="ieee") - dot[None, :])
+        for_key = tl.dot(slope.to(asked.dtype), asked, for_key, input_precision="ieee")
+        q += QUERIES * q_row
+        grad += QUERIES * grad_row
+    stored = inside[:, None] & (columns[None, :] < E)
+    place = dv + batch * dv_batch + head * dv_head + skip * dv_row + keys[:, None] * dv_row + columns[None, :]
+    tl.store(place, for_value.to(dv.dtype.element_ty), mask=stored)
+    place = dk + batch * dk_batch + head * dk_head + skip * dk_row + keys[:, None] * dk_row + columns[None, :]
+    tl.store(place, (for_key * SCALE).to(dk.dtype.element_ty), mask=stored)
