@@ -7,15 +7,11 @@ import pytest
 import torch
 from kolors_ops.attention.config import (
     AttentionAuto,
-    AttentionBlocked,
-    AttentionRecomputed,
     AttentionReference,
-    AttentionSDPA,
 )
 from kolors_ops.auto import AutoOp
 from kolors_ops.config import COMPONENTS
 from kolors_ops.geglu.config import GEGLUAuto
-from kolors_ops.group_norm_silu.config import GroupNormSiLUAuto
 from torch import Tensor
 
 from kolors_kernel import BuildContext

@@ -4,12 +4,13 @@ import logging
 import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kolors_kernel import BuildContext, ComponentConfig, discover
@@ -17,6 +18,16 @@ from kolors_kernel.errors import MissingDependency, RecipeError, RunError
 from kolors_kernel.values import Conditioning, ConditioningSpec, LatentSpec
 
 TEXT, LATENTS = ConditioningSpec(tokens=7, width=24, pooled=20), LatentSpec(channels=4, downscale=8)
+Peer = Callable[..., Any]
+SMALL = {
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (1, 2),
+    "layers_per_block": 1,
+}
+"""The net of diffusers at two resolutions, since OpenVINO compiles each."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,38 +36,11 @@ def ov() -> Any:
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that diffusers saved a Kolors-shaped U-Net in."""
     folder = tmp_path_factory.mktemp("unet")
-    peer().save_pretrained(folder)
+    peer(**SMALL).save_pretrained(folder)
     return folder
-
-
-def peer(**changes: Any) -> Any:
-    """A small U-Net made by diffusers, every weight random, the norms' too."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    kolors_shaped: dict[str, Any] = {
-        "block_out_channels": (16, 32),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2),
-        "attention_head_dim": (1, 2),
-        "layers_per_block": 1,
-        "cross_attention_dim": 40,
-        "use_linear_projection": True,
-        "encoder_hid_dim": TEXT.width,
-        "encoder_hid_dim_type": "text_proj",
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": TEXT.pooled + 6 * 8,
-        "norm_num_groups": 8,
-    }
-    net = UNet2DConditionModel(**{**kolors_shaped, **changes}).eval()
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.dim() == 1) * 0.5, std=0.1)
-    return net
 
 
 def load(kind: str, folder: Path, dtype: str = "float32", given: int = 0, **settings: Any) -> Any:
@@ -90,10 +74,10 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @torch.no_grad()
-def test_predicts_what_diffusers_predicts(released: Path) -> None:
+def test_predicts_what_diffusers_predicts(peer: Peer, released: Path) -> None:
     noisy, t, text, size = inputs()
     added = {"text_embeds": text.pooled, "time_ids": size}
-    wanted = peer()(noisy, t, text.tokens, added_cond_kwargs=added).sample
+    wanted = peer(**SMALL)(noisy, t, text.tokens, added_cond_kwargs=added).sample
     assert error(load("sdxl_unet_openvino", released).predict(noisy, t, text, size), wanted) <= 1e-5
 
 
@@ -161,10 +145,10 @@ def test_weights_that_are_loaded_are_compiled_anew(released: Path) -> None:
 
 
 @torch.no_grad()
-def test_an_inpainting_net_and_one_without_projection_work_too(tmp_path: Path) -> None:
-    peer(in_channels=9, encoder_hid_dim=None, encoder_hid_dim_type=None, cross_attention_dim=24).save_pretrained(
-        tmp_path
-    )
+def test_an_inpainting_net_and_one_without_projection_work_too(peer: Peer, tmp_path: Path) -> None:
+    peer(
+        **SMALL, in_channels=9, encoder_hid_dim=None, encoder_hid_dim_type=None, cross_attention_dim=24
+    ).save_pretrained(tmp_path)
     asked = inputs(channels=9)
     found = load("sdxl_unet_openvino", tmp_path, given=5).predict(*asked)
     assert found.shape == (2, 4, 12, 8)

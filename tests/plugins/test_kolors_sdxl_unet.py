@@ -28,35 +28,11 @@ from kolors_weights.writing import write_state
 
 TEXT, LATENTS = ConditioningSpec(tokens=7, width=24, pooled=20), LatentSpec(channels=4, downscale=8)
 STEM = "diffusion_pytorch_model"
-
-
-def peer(**changes: Any) -> UNet2DConditionModel:
-    """A small U-Net of Kolors' shape made by diffusers, every weight random, the norms' too."""
-    torch.manual_seed(0)
-    kolors_shaped: dict[str, Any] = {
-        "block_out_channels": (16, 32, 48),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 1, 3),
-        "attention_head_dim": (1, 2, 3),
-        "layers_per_block": 2,
-        "cross_attention_dim": 40,
-        "use_linear_projection": True,
-        "encoder_hid_dim": TEXT.width,
-        "encoder_hid_dim_type": "text_proj",
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": TEXT.pooled + 6 * 8,
-        "norm_num_groups": 8,
-    }
-    net = UNet2DConditionModel(**{**kolors_shaped, **changes}).eval()
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, mean=float(parameter.dim() == 1) * 0.5, std=0.1)
-    return net
+Peer = Callable[..., UNet2DConditionModel]
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that diffusers saved a Kolors-shaped U-Net in."""
     folder = tmp_path_factory.mktemp("unet")
     peer().save_pretrained(folder)
@@ -259,7 +235,7 @@ def test_freezing_keeps_every_bit_that_is_saved(released: Path, tmp_path: Path) 
 
 
 @torch.no_grad()
-def test_weights_loaded_into_a_frozen_net_are_those_it_uses(released: Path) -> None:
+def test_weights_loaded_into_a_frozen_net_are_those_it_uses(peer: Peer, released: Path) -> None:
     ours, asked = frozen(released), inputs(torch.float32)
     before = ours.predict(*asked)
     changed = peer()
@@ -372,7 +348,7 @@ def test_the_log_of_a_count_reaches_attention_unrounded_in_bfloat16(released: Pa
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_inpainting_net_predicts_what_diffusers_predicts(tmp_path: Path, dtype: str) -> None:
+def test_an_inpainting_net_predicts_what_diffusers_predicts(peer: Peer, tmp_path: Path, dtype: str) -> None:
     kind = getattr(torch, dtype)
     net = peer(in_channels=9).to(kind)
     net.save_pretrained(tmp_path)
@@ -386,7 +362,7 @@ def test_an_inpainting_net_predicts_what_diffusers_predicts(tmp_path: Path, dtyp
     assert error(found, ask_peer(net, noisy, t, text, size)) <= {"float32": 1e-5, "float64": 1e-9}[dtype]
 
 
-def test_says_which_net_is_an_inpainting_net(released: Path, tmp_path: Path) -> None:
+def test_says_which_net_is_an_inpainting_net(peer: Peer, released: Path, tmp_path: Path) -> None:
     given = LatentSpec(channels=4, downscale=8, given=5)
     said = str(SDXLUNet(path=released).misfit(TEXT, given))
     assert "no inpainting net" in said and "5" in said and str(released) in said
@@ -405,7 +381,7 @@ def test_runs_in_bfloat16_and_answers_in_the_dtype_asked(released: Path) -> None
     assert 0 < error(half, full) < 5e-2
 
 
-def test_loads_float16_files_in_the_dtype_asked(tmp_path: Path) -> None:
+def test_loads_float16_files_in_the_dtype_asked(peer: Peer, tmp_path: Path) -> None:
     peer().half().save_pretrained(tmp_path, variant="fp16")
     assert [file.name for file in tmp_path.glob("*.safetensors")] == [f"{STEM}.fp16.safetensors"]
     ours = load(tmp_path)
@@ -511,7 +487,7 @@ def test_a_new_context_projection_keeps_everything_that_does_not_read_text(relea
         assert torch.equal(made.predict(noisy, t, text, size), again.predict(noisy, t, text, size))
 
 
-def test_plain_sdxl_has_no_projection_and_can_be_given_one(tmp_path: Path) -> None:
+def test_plain_sdxl_has_no_projection_and_can_be_given_one(peer: Peer, tmp_path: Path) -> None:
     net = peer(encoder_hid_dim=None, encoder_hid_dim_type=None, cross_attention_dim=TEXT.width)
     net.save_pretrained(tmp_path)
     asked = inputs(torch.float32)
@@ -523,7 +499,7 @@ def test_plain_sdxl_has_no_projection_and_can_be_given_one(tmp_path: Path) -> No
     assert said is not None and "2048" in said and "24" in said and "text_projection" in said
 
 
-def test_refuses_nets_it_would_compute_wrongly(tmp_path: Path) -> None:
+def test_refuses_nets_it_would_compute_wrongly(peer: Peer, tmp_path: Path) -> None:
     peer(act_fn="gelu").save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json describes another net: act_fn is 'gelu', only 'silu'"):
         SDXLUNet(path=tmp_path).misfit(TEXT, LATENTS)

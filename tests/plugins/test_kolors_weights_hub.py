@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from kolors_sdxl.config import SDXLVAE
+from kolors_chatglm3.config import ChatGLM3
+from kolors_sdxl.config import SDXLVAE, SDXLUNet
 from pydantic import TypeAdapter, ValidationError
 
 from kolors_kernel import BuildContext
@@ -311,19 +312,8 @@ def test_a_run_draws_from_the_hub_and_writes_down_where_from(
 def tiny_drawing() -> Mapping[str, Any]:
     return {
         "type": "text_to_image",
-        "text_encoder": {"type": "chatglm3", "architecture": dict(zip(WIDTHS, (1, 16, 2, 1, 8, 16), strict=True))},
-        "backbone": {
-            "type": "sdxl_unet",
-            "architecture": {
-                "block_channels": [16, 32],
-                "layers_per_block": 1,
-                "transformer_layers": [0, 1],
-                "heads": [1, 2],
-                "cross_attention_width": 32,
-                "size_embedding_width": 8,
-                "groups": 8,
-            },
-        },
+        "text_encoder": ChatGLM3.tiny().model_dump(mode="json"),
+        "backbone": SDXLUNet.tiny().model_dump(mode="json"),
         "schedule": {"type": "scaled_linear"},
         "solver": {"type": "euler", "steps": 1},
         "height": 16,
@@ -331,15 +321,6 @@ def tiny_drawing() -> Mapping[str, Any]:
         "prompts": ["苹果"],
     }
 
-
-WIDTHS = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "multi_query_group_num",
-    "kv_channels",
-    "ffn_hidden_size",
-)
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(WeightsPath)
 
