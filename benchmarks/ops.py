@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from benchmarks.measure import calls, compare
 from benchmarks.report import Note, Result, timed_row
-from benchmarks.shapes import GROUPS, UNETS, UNetShape
+from benchmarks.shapes import GROUPS, TEXTS, UNETS, TextShape, UNetShape
 from kolors_kernel import BuildContext, discover
 from kolors_kernel.errors import KolorsError
 
@@ -34,8 +34,8 @@ class OpKind:
     """How a kind of op is benched: its cases with their calls in a forward, inputs for one, and the peer."""
 
     peer_name: str
-    peer: Callable[..., Tensor]
-    cases: Callable[[UNetShape], Cases]
+    peer: Callable[..., Any]
+    cases: Callable[[UNetShape, TextShape], Cases]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +66,7 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
 
 def kinds() -> dict[str, OpKind]:
     """Return how each kind of op the kernel knows is benched."""
+    import torch
     import torch.nn.functional as F
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -78,10 +79,24 @@ def kinds() -> dict[str, OpKind]:
         value, gate = x.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
+    def add_layer_norm(x: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + added
+        return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def rotary(x: Tensor, turns: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.to(turns.real.dtype).view(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns.unsqueeze(1)).flatten(-2).to(x.dtype)
+
     return {
         "attention": OpKind("torch sdpa", attention, _attention_cases),
         "group_norm_silu": OpKind("torch group_norm, silu", group_norm_silu, _group_norm_silu_cases),
         "geglu": OpKind("torch chunk, gelu, mul", geglu, _geglu_cases),
+        "add_layer_norm": OpKind("torch add, layer_norm", add_layer_norm, _add_layer_norm_cases),
+        "rms_norm": OpKind("torch rms_norm", rms_norm, _rms_norm_cases),
+        "rotary": OpKind("torch complex product", rotary, _rotary_cases),
     }
 
 
@@ -89,7 +104,7 @@ def _of_kind(kind: str, op_kind: OpKind, unet: str, dtype_name: str, options: ar
     import torch
 
     built = dict(_implementations(kind, dtype_name))
-    for label, (make, times) in op_kind.cases(UNETS[unet]).items():
+    for label, (make, times) in op_kind.cases(UNETS[unet], TEXTS[unet]).items():
         arguments = make(torch.Generator().manual_seed(0), getattr(torch, dtype_name))
         case = f"{kind} {unet} {label} {dtype_name}{' backward' if options.backward else ''}"
         for name, op in built.items():
@@ -116,18 +131,26 @@ def _row(
 ) -> Result:
     import torch
 
-    work = _forward_and_backward if options.backward else _forward
+    work = _forward_and_backward if options.backward else _call
     with torch.set_grad_enabled(options.backward):
         ours, peer = partial(work, op, arguments), partial(work, op_kind.peer, arguments)
-        exact = _forward(op_kind.peer, tuple(a.detach().double() if _floating(a) else a for a in arguments)).detach()
-        mine, theirs = (_forward(f, arguments).detach() for f in (op, op_kind.peer))
+        exact = _forward(op_kind.peer, tuple(map(_exactly, arguments)))
+        mine, theirs = (_forward(f, arguments) for f in (op, op_kind.peer))
         measured = compare(calls(ours, at_least=AT_LEAST), calls(peer, at_least=AT_LEAST), rounds=options.rounds)
     extra = {"calls": times, "error_float64": _error(mine, exact), "peer_error_float64": _error(theirs, exact)}
     names = (name, op_kind.peer_name)
     return timed_row("ops", case, names=names, measured=measured, error=_error(mine, theirs), extra=extra)
 
 
-def _forward(op: Callable[..., Tensor], arguments: Arguments) -> Tensor:
+def _forward(op: Callable[..., Any], arguments: Arguments) -> Tensor:
+    """Return what the op makes of copies, which it may change, its results side by side."""
+    import torch
+
+    found = op(*(a.clone() if _floating(a) else a for a in arguments))
+    return (found if isinstance(found, torch.Tensor) else torch.cat(found, dim=-1)).detach()
+
+
+def _call(op: Callable[..., Any], arguments: Arguments) -> object:
     return op(*arguments)
 
 
@@ -135,21 +158,31 @@ def _forward_and_backward(op: Callable[..., Tensor], arguments: Arguments) -> ob
     import torch
 
     leaves = [a.detach().requires_grad_() if _floating(a) else a for a in arguments]
-    result = op(*leaves)
+    made = op(*leaves)
+    result = made if isinstance(made, torch.Tensor) else torch.cat(made, dim=-1)
     return torch.autograd.grad(result, [a for a in leaves if _floating(a)], torch.ones_like(result))
+
+
+def _exactly(argument: Any) -> Any:
+    """Return a tensor in float64, or complex numbers of it, and anything else as it is."""
+    import torch
+
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    return argument.detach().to(torch.complex128 if argument.is_complex() else torch.float64)
 
 
 def _floating(argument: object) -> bool:
     import torch
 
-    return isinstance(argument, torch.Tensor)
+    return isinstance(argument, torch.Tensor) and argument.is_floating_point()
 
 
 def _error(result: Tensor, right: Tensor) -> float:
     return float((result.double() - right.double()).abs().max() / right.double().abs().max())
 
 
-def _attention_cases(unet: UNetShape) -> Cases:
+def _attention_cases(unet: UNetShape, text: TextShape) -> Cases:
     """Self and cross attention; cross attention with a key bias too, as merged padding makes it."""
     found = {}
     for shape, times in unet.attention().items():
@@ -170,7 +203,7 @@ def _qkv(shape: tuple[int, int, int, int, int], biased: bool, draw: Generator, k
     return q, k, v, torch.rand(batch, 1, 1, keys, generator=draw).to(kind) if biased else None
 
 
-def _group_norm_silu_cases(unet: UNetShape) -> Cases:
+def _group_norm_silu_cases(unet: UNetShape, text: TextShape) -> Cases:
     return {
         "x".join(map(str, shape)): (partial(_picture, shape), times) for shape, times in unet.group_norm_silu().items()
     }
@@ -183,7 +216,7 @@ def _picture(shape: tuple[int, int, int, int], draw: Generator, kind: dtype) -> 
     return torch.randn(shape, generator=draw).to(kind), weight, bias, GROUPS, EPS
 
 
-def _geglu_cases(unet: UNetShape) -> Cases:
+def _geglu_cases(unet: UNetShape, text: TextShape) -> Cases:
     return {"x".join(map(str, shape)): (partial(_rows, shape), times) for shape, times in unet.geglu().items()}
 
 
@@ -191,3 +224,38 @@ def _rows(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Argument
     import torch
 
     return (torch.randn(shape, generator=draw).to(kind),)
+
+
+def _add_layer_norm_cases(unet: UNetShape, text: TextShape) -> Cases:
+    return {"x".join(map(str, shape)): (partial(_two_rows, shape), n) for shape, n in unet.add_layer_norm().items()}
+
+
+def _two_rows(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Arguments:
+    import torch
+
+    rows, parameters = (shape, shape), (shape[-1:], shape[-1:])
+    return *(torch.randn(each, generator=draw).to(kind) for each in (*rows, *parameters)), EPS
+
+
+def _rms_norm_cases(unet: UNetShape, text: TextShape) -> Cases:
+    return {"x".join(map(str, shape)): (partial(_weighted, shape), n) for shape, n in text.rms_norm().items()}
+
+
+def _weighted(shape: tuple[int, int], draw: Generator, kind: dtype) -> Arguments:
+    import torch
+
+    return *(torch.randn(each, generator=draw).to(kind) for each in (shape, shape[-1:])), EPS
+
+
+def _rotary_cases(unet: UNetShape, text: TextShape) -> Cases:
+    return {"x".join(map(str, shape)): (partial(_turned, shape), n) for shape, n in text.rotary().items()}
+
+
+def _turned(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Arguments:
+    """Heads, and turns whose second half is 1, as ChatGLM3 turns the first half of a head."""
+    import torch
+
+    rows, _, width = shape
+    angles = torch.rand(rows, width // 2, generator=draw)
+    angles[:, width // 4 :] = 0
+    return torch.randn(shape, generator=draw).to(kind), torch.polar(torch.ones_like(angles), angles)

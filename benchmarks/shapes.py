@@ -1,4 +1,4 @@
-"""The shapes a forward of the SDXL U-Net gives to its ops, counted by walking its levels (2)."""
+"""The shapes a forward of the SDXL U-Net gives to its ops, counted by walking its levels, and those of ChatGLM3 (2)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ class UNetShape:
         found: Counter[tuple[int, int, int]] = Counter()
         for width, tokens, times in self._transformer_blocks():
             found[self.batch, tokens, 8 * width] += times
+        return found
+
+    def add_layer_norm(self) -> Counter[tuple[int, int, int]]:
+        """Return (B, N, C) of every layer norm to whose rows others are added and how often it is called."""
+        found: Counter[tuple[int, int, int]] = Counter()
+        for width, tokens, times in self._transformer_blocks():
+            found[self.batch, tokens, width] += 2 * times
         return found
 
     def group_norm_silu(self) -> Counter[tuple[int, int, int, int]]:
@@ -78,6 +85,25 @@ class UNetShape:
         ]
 
 
+@dataclass(frozen=True)
+class TextShape:
+    """A ChatGLM and what it is fed: rows of all texts, the heads that are turned, their width, and its layers."""
+
+    rows: int
+    heads: int
+    head_width: int
+    width: int
+    layers: int
+
+    def rms_norm(self) -> Counter[tuple[int, int]]:
+        """Return (R, D) of every RMS norm and how often it is called."""
+        return Counter({(self.rows, self.width): 2 * self.layers})
+
+    def rotary(self) -> Counter[tuple[int, int, int]]:
+        """Return (R, A, E) of every rotation and how often it is called."""
+        return Counter({(self.rows, self.heads, self.head_width): self.layers})
+
+
 def _kolors(side: int) -> UNetShape:
     return UNetShape((320, 640, 1280), (0, 2, 10), head_width=64, side=side, text_tokens=256)
 
@@ -89,3 +115,12 @@ UNETS = {
     "kolors_1024": _kolors(128),
 }
 """What a bench can be asked for: Kolors' own at two picture sizes, and smaller ones of the same build."""
+
+_CHATGLM3 = TextShape(rows=128, heads=34, head_width=128, width=4096, layers=28)
+TEXTS = {
+    "tiny": TextShape(rows=9, heads=3, head_width=16, width=32, layers=2),
+    "small": TextShape(rows=128, heads=10, head_width=64, width=512, layers=8),
+    "kolors_512": _CHATGLM3,
+    "kolors_1024": _CHATGLM3,
+}
+"""The text encoder beside each of them, with a prompt of a good hundred tokens and the empty one."""
