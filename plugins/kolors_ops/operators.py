@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ def unsupported(x: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"{x.dtype} is none of {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
     return None
+
+
+def are_rows(x: Tensor) -> bool:
+    """Tell whether x can be seen as rows [R, D] whose elements lie side by side, without a copy."""
+    lead = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
+    even = all(outer == size * inner for (_, outer), (size, inner) in pairwise(lead))
+    return x.numel() > 0 and x.stride(-1) == 1 and even
 
 
 def lacks(table: str, kernels: Sequence[str], x: Tensor, width: int, case: str = "") -> str | None:

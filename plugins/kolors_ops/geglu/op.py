@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from kolors_ops.operators import (
     Launch,
     Pick,
     Sample,
+    are_rows,
     differentiable,
     differentiable_once,
     lacks,
@@ -47,7 +47,7 @@ class TritonGEGLU:
         value, _ = halves(x)
         if reason := unsupported(x):
             return reason
-        if not _are_rows(x):
+        if not are_rows(x):
             return f"its rows, of strides {x.stride()}, are not evenly spaced with their elements side by side"
         return lacks(self.table, KERNELS, x, value.shape[-1])
 
@@ -84,13 +84,6 @@ def samples(dtype: torch.dtype) -> Iterator[Sample]:
 
 def _over(kernel: Any, arguments: dict[str, Any], rows: Tensor, row: Any) -> Launch:
     return Launch(kernel, (rows.shape[0], -(-rows.shape[1] // row.blocks["BLOCK"])), arguments, row)
-
-
-def _are_rows(x: Tensor) -> bool:
-    """Tell whether x can be seen as rows [R, D] whose elements lie side by side, without a copy."""
-    lead = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
-    even = all(outer == size * inner for (_, outer), (size, inner) in pairwise(lead))
-    return x.numel() > 0 and x.stride(-1) == 1 and even
 
 
 def _empty(x: Tensor) -> Tensor:
