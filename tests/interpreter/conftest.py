@@ -6,9 +6,7 @@ It must be asked for before Triton is imported, so these tests have a process of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from kolors_ops.operators import INTERPRETED
@@ -17,83 +15,13 @@ from torch import Tensor
 if not INTERPRETED:
     raise pytest.UsageError("these tests run as TRITON_INTERPRET=1 pytest tests/interpreter, or by make kernels")
 
-import triton.language as tl
-import triton.runtime.interpreter as interpreter
-
-BFLOAT16 = tl.bfloat16
-
-
-def widened(data: np.ndarray) -> np.ndarray:
-    """Return the float32 values of bfloat16s that are kept as their bits."""
-    return (data.astype(np.uint32) << 16).view(np.float32)
-
-
-def narrowed(data: np.ndarray) -> np.ndarray:
-    """Return the bits of float32 values rounded to bfloat16, to nearest even as GPUs do."""
-    return torch.from_numpy(np.array(data, np.float32, order="C")).bfloat16().view(torch.uint16).numpy()
-
-
-class RightBuilder(interpreter.InterpreterBuilder):
-    """The interpreter with bfloat16 computed in float32 and rounded, where it would compute with the bits.
-
-    With a seed in `order`, programs run in an order drawn anew for each launch.
-    """
-
-    order: int | None = None
-
-    def cast_impl(self, src: Any, dst_type: Any) -> Any:
-        if src.dtype.scalar == BFLOAT16:
-            src = interpreter.TensorHandle(widened(src.data), tl.float32)
-        if dst_type.scalar == BFLOAT16:
-            return interpreter.TensorHandle(narrowed(src.data), BFLOAT16)
-        return super().cast_impl(src, dst_type)
-
-    def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-        return self.cast_impl(src, dst_type)
-
-    create_si_to_fp = create_ui_to_fp = create_fp_to_si = create_fp_to_ui = cast_impl
-    create_fp_ext = create_fp_trunc = cast_impl
-
-    def binary_op(self, lhs: Any, rhs: Any, op: Callable[..., np.ndarray]) -> Any:
-        if lhs.dtype.scalar != BFLOAT16:
-            return super().binary_op(lhs, rhs, op)
-        output = op(widened(lhs.data), widened(rhs.data))
-        return interpreter.TensorHandle(output if output.dtype == bool else narrowed(output), BFLOAT16)
-
-    def unary_op(self, arg: Any, op: Callable[..., np.ndarray]) -> Any:
-        if arg.dtype.scalar != BFLOAT16:
-            return super().unary_op(arg, op)
-        return interpreter.TensorHandle(narrowed(op(widened(arg.data))), BFLOAT16)
-
-    def create_dot(self, a: Any, b: Any, d: Any, *precision: Any) -> Any:
-        a, b = (
-            interpreter.TensorHandle(widened(x.data), tl.float32) if x.dtype.scalar == BFLOAT16 else x for x in (a, b)
-        )
-        return super().create_dot(a, b, d, *precision)
-
-    def set_grid_dim(self, *size: int) -> None:
-        super().set_grid_dim(*size)
-        programs = np.arange(np.prod(size))
-        self.shuffled = programs if self.order is None else np.random.default_rng(self.order).permutation(programs)
-
-    def set_grid_idx(self, x: int, y: int, z: int) -> None:
-        program = self.shuffled[np.ravel_multi_index((x, y, z), self.grid_dim)]
-        super().set_grid_idx(*(int(i) for i in np.unravel_index(program, self.grid_dim)))
-
-
-def exact_erf(data: np.ndarray) -> np.ndarray:
-    """Return erf of float32 values at once; the interpreter takes them one by one."""
-    return torch.erf(torch.from_numpy(np.ascontiguousarray(data))).numpy()
+from benchmarks.aot.interpreting import RightBuilder, mend
 
 
 @pytest.fixture(autouse=True)
 def right_interpreter(monkeypatch: pytest.MonkeyPatch) -> RightBuilder:
     """bfloat16 rounds as on a GPU, and an int32 that overflows is an error."""
-    builder: Any = interpreter.interpreter_builder
-    monkeypatch.setattr(builder, "__class__", RightBuilder)
-    monkeypatch.setattr(builder, "options", interpreter.InterpreterOptions(debug=True))
-    monkeypatch.setattr(interpreter, "np_erf_fp32", exact_erf)
-    return builder
+    return mend(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What the kernels become on GPUs of six families, compiled without one."""

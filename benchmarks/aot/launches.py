@@ -1,0 +1,144 @@
+"""Which launches are compiled: those that the ops plan for their samples, each distinct one once, in two processes."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.aot.figures import Figures
+from benchmarks.aot.probe import TARGETS, figures, identity
+
+if TYPE_CHECKING:
+    from kolors_ops.operators import Launch
+    from kolors_ops.table import Row
+
+FAMILIES = tuple(TARGETS)
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launch is found again in another process: whose sample, which of its launches, planned for what."""
+
+    module: str
+    """Has `samples(dtype)`."""
+    dtype: str
+    family: str
+    sample: int
+    launch: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One launch to be compiled; `identity` is equal where Triton compiles two launches once."""
+
+    place: Place
+    shape: str
+    kernel: str
+    row: Row
+    identity: str
+
+    @property
+    def op(self) -> str:
+        """The op's name: that of the folder of its module."""
+        return self.place.module.split(".")[-2]
+
+
+@dataclass(frozen=True)
+class Unplanned:
+    """A sample for which there is no row, and which one there is not."""
+
+    place: Place
+    shape: str
+    reason: str
+
+
+def op_modules() -> list[str]:
+    """Return the modules of the ops that have samples: kolors_ops.geglu.op and so on."""
+    import kolors_ops
+
+    folders = [f"kolors_ops.{m.name}" for m in pkgutil.iter_modules(kolors_ops.__path__) if m.ispkg]
+    found = [f"{folder}.op" for folder in folders if find_spec(f"{folder}.op") is not None]
+    return [name for name in found if hasattr(import_module(name), "samples")]
+
+
+def planned(
+    modules: Sequence[str], dtypes: Sequence[str] = DTYPES, families: Sequence[str] = FAMILIES
+) -> Iterator[Planned | Unplanned]:
+    """Yield every launch of every sample, the families of one launch after another."""
+    for module in modules:
+        for dtype in dtypes:
+            for number, (shape, _) in enumerate(_samples(module, dtype)):
+                for family in families:
+                    yield from _of_sample(Place(module, dtype, family, number, 0), shape)
+
+
+def _of_sample(place: Place, shape: str) -> Iterator[Planned | Unplanned]:
+    try:
+        launches = _launches(place.module, place.dtype, place.family, place.sample)
+    except ValueError as reason:
+        yield Unplanned(place, shape, str(reason))
+        return
+    for number, launch in enumerate(launches):
+        named = identity(launch.kernel, launch.options(), place.family)
+        here = Place(place.module, place.dtype, place.family, place.sample, number)
+        yield Planned(here, shape, launch.kernel.__name__, launch.row, named)
+
+
+def compiled(
+    launches: Iterable[Planned], *, cache_dir: str, processes: int = 2
+) -> Iterator[tuple[Planned, Figures | str]]:
+    """Compile every distinct launch once, and yield each with its figures, or with why it does not compile."""
+    wanted = list(launches)
+    distinct = {each.identity: each.place for each in wanted}
+    started = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(cache_dir,))
+    with started as pool:
+        found = {name: pool.submit(figures_at, place) for name, place in distinct.items()}
+        try:
+            for each in wanted:
+                yield each, found[each.identity].result()
+        except GeneratorExit:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def figures_at(place: Place) -> Figures | str:
+    """Compile the launch that stands there, in this process; return its figures, or why it does not compile."""
+    from triton.errors import TritonError
+
+    launch = _launches(place.module, place.dtype, place.family, place.sample)[place.launch]
+    try:
+        return figures(launch.kernel, launch.options(), place.family)
+    except (TritonError, RuntimeError, ValueError, MemoryError) as error:
+        said = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+        return " ".join(said[:1] + said[-1:] if len(said) > 1 else said)
+
+
+def _start(cache_dir: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache_dir
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@cache
+def _samples(module: str, dtype: str) -> list[tuple[str, Any]]:
+    import torch
+
+    return [(each.shape, each.plan) for each in import_module(module).samples(getattr(torch, dtype))]
+
+
+def _launches(module: str, dtype: str, family: str, sample: int) -> Sequence[Launch]:
+    from kolors_ops.operators import pick_from
+
+    _, plan = _samples(module, dtype)[sample]
+    launches: Sequence[Launch] = plan(pick_from("", family))
+    return launches
