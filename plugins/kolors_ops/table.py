@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -100,6 +101,17 @@ def table_at(path: str) -> Table:
 
 
 _read: dict[str, Table] = {}
+
+
+@contextmanager
+def lent(table: Table) -> Iterator[str]:
+    """Have `table_at` know a table without a file, until the block ends, by the name that is given."""
+    name = f"a table without a file, {id(table)}"
+    _read[name] = table
+    try:
+        yield name
+    finally:
+        del _read[name]
 
 
 def read_rows(path: Path) -> list[Row]:
