@@ -1,0 +1,51 @@
+"""The ops as this project's kernels do them: results from the definition, launches from the plan.
+
+An op without a plan here is one launch, or as many as it has to read its input: `PASSES` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kolors_ops.add_layer_norm.reference import ReferenceAddLayerNorm
+from kolors_ops.geglu import op as geglu
+from kolors_ops.geglu.reference import ReferenceGEGLU
+from kolors_ops.group_norm_silu.reference import ReferenceGroupNormSiLU
+from kolors_ops.operators import Launch, Pick, pick_from
+
+from benchmarks.limits.counted import Counter
+
+Plan = Callable[[tuple[Any, ...], Any, Pick], list[Launch]]
+"""(the arguments of a call, its results, how rows of the table are picked) -> its launches."""
+DEFINITIONS: Mapping[str, Callable[..., Any]] = {
+    "group_norm_silu": ReferenceGroupNormSiLU(),
+    "geglu": ReferenceGEGLU(),
+    "add_layer_norm": ReferenceAddLayerNorm(),
+}
+
+
+PLANS: Mapping[str, Plan] = {"geglu": lambda call, made, pick: geglu.plan_forward(call[0], made, pick)}
+PASSES: Mapping[str, int] = {"group_norm_silu": 2, "add_layer_norm": 1}
+"""How often an op without a plan reads its first argument, in a launch each time."""
+
+
+class PlannedOp:
+    """An op that counts its own launches, as planned for a family of GPUs."""
+
+    def __init__(self, kind: str, *, family: str, counter: Counter) -> None:
+        self.kind, self.counter, self.pick = kind, counter, pick_from("", family)
+
+    def __call__(self, *call: Any, **how: Any) -> Any:
+        """Return the op's results, made without being counted."""
+        with self.counter.paused():
+            made = DEFINITIONS[self.kind](*call, **how)
+            launches = PLANS[self.kind]((*call, *how.values()), made, self.pick) if self.kind in PLANS else None
+        if launches is None:
+            for _ in range(PASSES[self.kind] - 1):
+                self.counter.add(f"{self.kind}: first look", call[0], ())
+            self.counter.add(self.kind, (call, made), ())
+        else:
+            for each in launches:  # a kernel of this project reads or writes each of its tensors once
+                self.counter.add(each.row.kernel, each.arguments, ())
+        return made
