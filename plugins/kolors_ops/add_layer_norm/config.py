@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kolors_kernel.component import BuildContext, ComponentConfig
+from kolors_kernel.component import BuildContext, ComponentConfig, ExistingPath
 from kolors_kernel.kinds import AddLayerNormConfig
 
 if TYPE_CHECKING:
@@ -37,11 +37,25 @@ class AddLayerNormTorch(AddLayerNormConfig):
         return TorchAddLayerNorm()
 
 
+class AddLayerNormTriton(AddLayerNormConfig):
+    """The sum and its layer norm in one Triton kernel, their gradient in another; on CUDA and ROCm."""
+
+    type: Literal["triton"] = "triton"
+    table: ExistingPath | None = None
+    """A table of launches that `kolors run tune` wrote; null: the one that ships."""
+
+    def build(self, ctx: BuildContext) -> protocols.AddLayerNorm:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.add_layer_norm.op import TritonAddLayerNorm
+
+        return TritonAddLayerNorm(str(self.table or ""))
+
+
 class AddLayerNormAuto(AddLayerNormConfig):
     """Adding and layer norm by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[AddLayerNormConfig] = Field(default=[AddLayerNormTorch()])
+    prefer: list[AddLayerNormConfig] = Field(default=[AddLayerNormTriton(), AddLayerNormTorch()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.AddLayerNorm:
@@ -54,6 +68,7 @@ class AddLayerNormAuto(AddLayerNormConfig):
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     AddLayerNormReference,
     AddLayerNormTorch,
+    AddLayerNormTriton,
     AddLayerNormAuto,
 )
 """What there is of this op."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kolors_kernel.component import BuildContext, ComponentConfig
+from kolors_kernel.component import BuildContext, ComponentConfig, ExistingPath
 from kolors_kernel.kinds import RMSNormConfig
 
 if TYPE_CHECKING:
@@ -37,11 +37,25 @@ class RMSNormTorch(RMSNormConfig):
         return TorchRMSNorm()
 
 
+class RMSNormTriton(RMSNormConfig):
+    """RMS norm in one Triton kernel, its gradient in another; on CUDA and ROCm."""
+
+    type: Literal["triton"] = "triton"
+    table: ExistingPath | None = None
+    """A table of launches that `kolors run tune` wrote; null: the one that ships."""
+
+    def build(self, ctx: BuildContext) -> protocols.RMSNorm:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.rms_norm.op import TritonRMSNorm
+
+        return TritonRMSNorm(str(self.table or ""))
+
+
 class RMSNormAuto(RMSNormConfig):
     """RMS norm by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[RMSNormConfig] = Field(default=[RMSNormTorch()])
+    prefer: list[RMSNormConfig] = Field(default=[RMSNormTriton(), RMSNormTorch()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.RMSNorm:
@@ -54,6 +68,7 @@ class RMSNormAuto(RMSNormConfig):
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     RMSNormReference,
     RMSNormTorch,
+    RMSNormTriton,
     RMSNormAuto,
 )
 """What there is of this op."""

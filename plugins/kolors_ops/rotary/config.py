@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kolors_kernel.component import BuildContext, ComponentConfig
+from kolors_kernel.component import BuildContext, ComponentConfig, ExistingPath
 from kolors_kernel.kinds import RotaryConfig
 
 if TYPE_CHECKING:
@@ -25,11 +25,25 @@ class RotaryReference(RotaryConfig):
         return ReferenceRotary()
 
 
+class RotaryTriton(RotaryConfig):
+    """Rotary positions in one Triton kernel, which turns gradients back too; on CUDA and ROCm."""
+
+    type: Literal["triton"] = "triton"
+    table: ExistingPath | None = None
+    """A table of launches that `kolors run tune` wrote; null: the one that ships."""
+
+    def build(self, ctx: BuildContext) -> protocols.Rotary:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.rotary.op import TritonRotary
+
+        return TritonRotary(str(self.table or ""))
+
+
 class RotaryAuto(RotaryConfig):
     """Rotary positions by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[RotaryConfig] = Field(default=[])
+    prefer: list[RotaryConfig] = Field(default=[RotaryTriton()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.Rotary:
@@ -41,6 +55,7 @@ class RotaryAuto(RotaryConfig):
 
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     RotaryReference,
+    RotaryTriton,
     RotaryAuto,
 )
 """What there is of this op."""

@@ -11,9 +11,16 @@ class ReferenceRotary:
 
     def __call__(self, x: Tensor, turns: Tensor) -> Tensor:
         """Turn neighbouring pairs of each head of x [R, A, E] by turns [R, E / 2] -> [R, A, E]."""
-        pairs = torch.view_as_complex(x.to(turns.real.dtype).reshape(*x.shape[:-1], -1, 2))
-        return torch.view_as_real(pairs * turns.unsqueeze(1)).flatten(-2).to(x.dtype)
+        return turned(x, turns.real, turns.imag)
 
     def refuses(self, x: Tensor, turns: Tensor) -> str | None:
         """Return None: any call can be done."""
         return None
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring pairs of each head of x [R, A, E] by angles of these cosines and sines [R, E / 2]."""
+    # Written out, since a view as complex numbers asks for even strides and an even place in memory.
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
