@@ -13,7 +13,8 @@ def layer_norm_forward(
 ):  # fmt: skip
     """One program: a row x [R, D] -> out [R, D], mean and rstd [R].
 
-    Where ADDED, x + added is normed, and kept as total. BLOCK is no less than D; the last dimension has stride 1, and what is written has no gaps.
+    Where ADDED, x + added is normed, and kept as total. BLOCK is no less than D; the last dimension has stride 1, and
+    what is written has no gaps.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
