@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from kolors_ops.add_layer_norm import op as add_layer_norm
 from kolors_ops.add_layer_norm.reference import ReferenceAddLayerNorm
 from kolors_ops.geglu import op as geglu
 from kolors_ops.geglu.reference import ReferenceGEGLU
@@ -25,8 +27,18 @@ DEFINITIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-PLANS: Mapping[str, Plan] = {"geglu": lambda call, made, pick: geglu.plan_forward(call[0], made, pick)}
-PASSES: Mapping[str, int] = {"group_norm_silu": 2, "add_layer_norm": 1}
+def _geglu(call: tuple[Any, ...], made: Any, pick: Pick) -> list[Launch]:
+    return geglu.plan_forward(call[0], made, pick)
+
+
+def _add_layer_norm(call: tuple[Any, ...], made: Any, pick: Pick) -> list[Launch]:
+    x, added, weight, bias, eps = call
+    statistics = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    return add_layer_norm.plan_forward(x, added, (weight, bias), eps, (*made, *statistics), pick)
+
+
+PLANS: Mapping[str, Plan] = {"geglu": _geglu, "add_layer_norm": _add_layer_norm}
+PASSES: Mapping[str, int] = {"group_norm_silu": 2}
 """How often an op without a plan reads its first argument, in a launch each time."""
 
 
