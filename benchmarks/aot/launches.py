@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pkgutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.aot.figures import Figures
-from benchmarks.aot.probe import TARGETS, figures, identity
+from benchmarks.aot.probe import TARGETS, Noted, figures, noted
 
 if TYPE_CHECKING:
     from kolors_ops.operators import Launch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 FAMILIES = tuple(TARGETS)
 DTYPES = ("float32", "float16", "bfloat16")
+LIMIT = 120.0
+"""Seconds for one launch; ours take one."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Planned:
-    """One launch to be compiled; `identity` is equal where Triton compiles two launches once."""
+    """One launch to be compiled; its `noted.identity` is equal where Triton compiles two once."""
 
     place: Place
     shape: str
     kernel: str
     row: Row
-    identity: str
+    noted: Noted
+    programs: int
+    """Of its grid."""
+    largest: int
+    """Elements of the largest tensor that it sees."""
 
     @property
     def op(self) -> str:
@@ -88,38 +96,54 @@ def _of_sample(place: Place, shape: str) -> Iterator[Planned | Unplanned]:
         yield Unplanned(place, shape, str(reason))
         return
     for number, launch in enumerate(launches):
-        named = identity(launch.kernel, launch.options(), place.family)
+        seen = noted(launch.kernel, launch.options(), place.family)
         here = Place(place.module, place.dtype, place.family, place.sample, number)
-        yield Planned(here, shape, launch.kernel.__name__, launch.row, named)
+        sizes = [int(each.numel()) for each in launch.arguments.values() if hasattr(each, "numel")]
+        yield Planned(
+            here, shape, launch.kernel.__name__, launch.row, seen, math.prod(launch.grid), max(sizes, default=0)
+        )
 
 
 def compiled(
-    launches: Iterable[Planned], *, cache_dir: str, processes: int = 2
+    launches: Iterable[Planned], *, cache_dir: str, processes: int = 2, limit: float = LIMIT
 ) -> Iterator[tuple[Planned, Figures | str]]:
-    """Compile every distinct launch once, and yield each with its figures, or with why it does not compile."""
+    """Compile every distinct launch once, and yield each with its figures, or with why it does not compile.
+
+    One that takes more than `limit` seconds of wall time is given up.
+    """
     wanted = list(launches)
-    distinct = {each.identity: each.place for each in wanted}
+    distinct = {each.noted.identity: each.place for each in wanted}
     started = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(cache_dir,))
     with started as pool:
-        found = {name: pool.submit(figures_at, place) for name, place in distinct.items()}
+        found = {name: pool.submit(figures_at, place, limit) for name, place in distinct.items()}
         try:
             for each in wanted:
-                yield each, found[each.identity].result()
+                yield each, found[each.noted.identity].result()
         except GeneratorExit:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def figures_at(place: Place) -> Figures | str:
+def figures_at(place: Place, limit: float = LIMIT) -> Figures | str:
     """Compile the launch that stands there, in this process; return its figures, or why it does not compile."""
     from triton.errors import TritonError
 
     launch = _launches(place.module, place.dtype, place.family, place.sample)[place.launch]
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         return figures(launch.kernel, launch.options(), place.family)
+    except TimeoutError:
+        return f"given up after {limit:.0f} seconds"
     except (TritonError, RuntimeError, ValueError, MemoryError) as error:
         said = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
         return " ".join(said[:1] + said[-1:] if len(said) > 1 else said)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _give_up(number: int, frame: object) -> None:
+    raise TimeoutError
 
 
 def _start(cache_dir: str) -> None:

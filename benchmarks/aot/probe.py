@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.aot.figures import Figures, of_cuda, of_hip
@@ -38,21 +39,40 @@ def figures(kernel: Any, options: Mapping[str, Any], family: str) -> Figures:
     return of_cuda(made, family) if TARGETS[family][0] == "cuda" else of_hip(made)
 
 
-def identity(kernel: Any, options: Mapping[str, Any], family: str) -> str:
-    """Return what the JIT tells launches apart by: the kernel's source, constants, and what it notes of arguments."""
+@dataclass(frozen=True)
+class Noted:
+    """What the JIT notes of a launch before it compiles."""
+
+    identity: str
+    """Equal where Triton compiles two launches once."""
+    constants: str
+    """The same without which integers are multiples of 16: constants, dtypes, and which arguments are absent."""
+
+
+def noted(kernel: Any, options: Mapping[str, Any], family: str) -> Noted:
+    """Return what the JIT tells this launch apart by."""
     from triton.runtime.jit import compute_cache_key
 
     with _on(family):
         *_, bind = kernel.device_caches[family]
-        _, noted, rest = bind(**options)
-    return f"{family} {kernel.cache_key} {compute_cache_key({}, noted, rest)}"
+        _, seen, rest = bind(**options)
+    constants = [(kind, value if kind == "constexpr" else "") for kind, value in seen]
+    return Noted(
+        f"{family} {kernel.cache_key} {compute_cache_key({}, seen, rest)}",
+        f"{family} {kernel.cache_key} {compute_cache_key({}, constants, rest)}",
+    )
+
+
+def refuse_the_interpreter() -> None:
+    """Raise RuntimeError where kernels would be interpreted, which is decided when Triton is imported."""
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes"):
+        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted then, not compiled; unset it")
 
 
 @contextmanager
 def _on(family: str) -> Iterator[None]:
     """Have Triton see one GPU of the family, as far as it looks. Raises RuntimeError in its interpreter."""
-    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes"):
-        raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted then, not compiled; unset it")
+    refuse_the_interpreter()
     from triton import runtime
 
     before = runtime.driver._active
