@@ -133,6 +133,10 @@ class RotaryConfig(ComponentConfig, Builds["protocols.Rotary"], kind="rotary"):
     """The rotation of queries and keys by their position: an op of the text encoder."""
 
 
+class QuantizedLinearConfig(ComponentConfig, Builds["protocols.QuantizedLinear"], kind="quantized_linear"):
+    """A linear layer whose weight is integers of 8 or 4 bits: an op of the text encoder."""
+
+
 class WorkersConfig(ComponentConfig, Builds["protocols.Workers"], kind="workers"):
     """Does independent pieces of work: here, in several processes, on several machines."""
 

@@ -241,6 +241,14 @@ class Rotary(Op, Protocol):
         """Turn neighbouring pairs of each head of x [R, A, E] by unit complex numbers turns [R, E / 2] -> [R, A, E]."""
 
 
+class QuantizedLinear(Op, Protocol):
+    """Kind quantized_linear."""
+
+    def __call__(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., I] -> [..., O]: x times the rows of weight * scale, plus bias [O]. weight is int8 [O, I], or of 4 bits
+        [O, I / 2], the even column in the high half of a byte; scale [O], or [O, groups] for groups of columns."""
+
+
 class Workers(Protocol):
     """Kind workers."""
 

@@ -118,12 +118,8 @@ def _read_with_bases(path: Path, registry: Registry, above: tuple[Path, ...]) ->
 def merge(base: Tree, over: Tree, at: Loc = ()) -> Tree:
     """Lay one tree on another: mappings merge key by key, unless `over` names a different type; all else replaces."""
     below, above = base.data, over.data
-    same_type = (
-        isinstance(above, dict)
-        and isinstance(below, dict)
-        and above.get("type", below.get("type")) == below.get("type")
-    )
-    if not same_type:
+    mappings = isinstance(above, dict) and isinstance(below, dict)
+    if not mappings or above.get("type", below.get("type")) != below.get("type"):
         kept = {loc: mark for loc, mark in base.marks.items() if loc[: len(at)] != at}
         return Tree(above, {**kept, **{loc: mark for loc, mark in over.marks.items() if loc[: len(at)] == at}})
     data, marks = dict(below), {**base.marks, **({at: over.marks[at]} if at in over.marks else {})}
@@ -138,10 +134,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem="anchors and aliases are not used in recipes", problem_mark=event.start_mark
-            )
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not used in recipes", problem_mark=mark)
         return super().compose_node(parent, index)
 
 

@@ -64,10 +64,8 @@ class Registry:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         broken = [f"plugin '{p.name}' is not in use: {p.problem}" for p in self.plugins.values() if p.problem]
-        raise ValueError(
-            f"no {kind} is called {name!r}{hint} Known: {', '.join(known) or 'none'}"
-            + (f" ({'; '.join(broken)})" if broken else "")
-        )
+        beside = f" ({'; '.join(broken)})" if broken else ""
+        raise ValueError(f"no {kind} is called {name!r}{hint} Known: {', '.join(known) or 'none'}{beside}")
 
     def recipe(self, name: str) -> Traversable | None:
         """Return the shipped file NAME.yaml, or None."""
@@ -125,10 +123,8 @@ def assemble(
         for cls in classes:
             key = (cls.kind, type_name(cls))
             if key in provided_by:
-                raise PluginError(
-                    f"plugins '{provided_by[key]}' and '{entry.name}' both provide the {key[0]} '{key[1]}'; "
-                    f"disable one with {DISABLE}={entry.name}"
-                )
+                both = f"plugins '{provided_by[key]}' and '{entry.name}' both provide the {key[0]} '{key[1]}'"
+                raise PluginError(f"{both}; disable one with {DISABLE}={entry.name}")
             components[key], provided_by[key] = cls, entry.name
     return Registry(plugins, components, provided_by, tuple(folders))
 

@@ -12,7 +12,7 @@ which is also the form of the quantised ChatGLM3 files that are passed around, w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from kolors_kernel.errors import WeightsError
 
 Bits: TypeAlias = Literal[4, 8]
+Op: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""x, weight, scale, bias -> the result, as `quantized_linear`."""
 _AT_ONCE = 2**20
 """Weights that are widened at once: few enough to stay in the cache until they are multiplied."""
 
@@ -29,7 +31,7 @@ _AT_ONCE = 2**20
 class QuantizedLinear(nn.Module):
     """A linear layer [..., I] -> [..., O] with an integer weight; there are gradients for nothing in it.
 
-    The weight is widened in blocks of rows as it is used. Scales keep their dtype when the layer is moved to another.
+    `op` is what computes it; see `compute_by`. Scales keep their dtype when the layer is moved to another.
     """
 
     weight: Tensor
@@ -40,27 +42,11 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", scale)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.op: Op = quantized_linear
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        rows, width = self.weight.shape
-        if width < x.shape[-1]:
-            x = torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)  # the order in which `widen` gives 4-bit columns
-        step = max(1, _AT_ONCE // x.shape[-1])
-        out = x.new_empty(*x.shape[:-1], rows)
-        for start in range(0, rows, step):
-            block = slice(start, start + step)
-            out[..., block] = self._block(x, block)
-        return out if self.bias is None else out.add_(self.bias)
-
-    def _block(self, x: Tensor, rows: slice) -> Tensor:
-        weight, scale = widen(self.weight[rows], x.shape[-1], x.dtype), self.weight_scale[rows]
-        if scale.ndim == 1 and x.dtype != torch.float16:  # where sums of integers soon overflow
-            # Integers are exact in the other dtypes, and the scale of a row can wait for the sum.
-            return (F.linear(x, weight) * scale.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
-        scale = scale.view(len(scale), 1, -1, 1).to(x.dtype)  # the groups of each half of the columns
-        grouped = weight.view(len(scale), x.shape[-1] // self.weight.shape[1], scale.shape[2], -1)
-        return F.linear(x, (grouped * scale).flatten(1))
+        return self.op(x, self.weight, self.weight_scale, self.bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         scale = self.weight_scale
@@ -73,6 +59,32 @@ class QuantizedLinear(nn.Module):
         return f"weight={list(self.weight.shape)}, scale={list(self.weight_scale.shape)}"
 
 
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., I] -> [..., O] by a weight and its scales in the form above, and a bias [O] or None.
+
+    The weight is widened in blocks of rows, in the dtype of x.
+    """
+    rows, width = weight.shape
+    if width < x.shape[-1]:
+        x = torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)  # the order in which `widen` gives 4-bit columns
+    step = max(1, _AT_ONCE // x.shape[-1])
+    out = x.new_empty(*x.shape[:-1], rows)
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        out[..., block] = _rows_of_product(x, weight[block], scale[block])
+    return out if bias is None else out.add_(bias)
+
+
+def _rows_of_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    wide = widen(weight, x.shape[-1], x.dtype)
+    if scale.ndim == 1 and x.dtype != torch.float16:  # where sums of integers soon overflow
+        # Integers are exact in the other dtypes, and the scale of a row can wait for the sum.
+        return (F.linear(x, wide) * scale.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+    scale = scale.view(len(scale), 1, -1, 1).to(x.dtype)  # the groups of each half of the columns
+    grouped = wide.view(len(scale), x.shape[-1] // weight.shape[1], scale.shape[2], -1)
+    return F.linear(x, (grouped * scale).flatten(1))
+
+
 def widen(weight: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Return integers [O, I] or [O, I / 2] as [O, I] of a dtype: of 4 bits all even columns, then all odd ones."""
     if weight.shape[1] == width:
@@ -81,6 +93,15 @@ def widen(weight: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     wide[:, : width // 2] = weight >> 4
     wide[:, width // 2 :] = (weight << 4) >> 4
     return wide
+
+
+def dequantize(weight: Tensor, scale: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Return what a weight and its scales stand for, [O, I] of a dtype; `width` is I."""
+    wide = widen(weight, width, dtype)
+    if weight.shape[1] < width:
+        wide = wide.view(len(wide), 2, -1).mT.flatten(1)  # even and odd columns side by side again
+    scale = scale.to(dtype).view(len(scale), -1, 1)
+    return (wide.view(*scale.shape[:2], -1) * scale).flatten(1)
 
 
 def quantize(weight: Tensor, bits: Bits, *, group: int | None = None) -> tuple[Tensor, Tensor]:
@@ -117,6 +138,13 @@ def quantize_linears(module: nn.Module, bits: Bits, *, group: int | None = None)
         columns = group and math.gcd(width, group)
         whole, scale = zip(*(quantize(block, bits, group=columns) for block in rows), strict=True)
         module.set_submodule(name, QuantizedLinear(torch.cat(whole), torch.cat(scale), linear.bias))
+
+
+def compute_by(module: nn.Module, op: Op) -> None:
+    """Have every quantised layer inside `module` compute by `op`, which is called as `quantized_linear` is."""
+    for child in module.modules():
+        if isinstance(child, QuantizedLinear):
+            child.op = op
 
 
 def take_shapes(module: nn.Module, state: Mapping[str, Tensor]) -> Bits | None:

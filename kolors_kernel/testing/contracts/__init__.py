@@ -29,6 +29,7 @@ from kolors_kernel.testing.contracts.ops import (
     AttentionContract,
     GEGLUContract,
     GroupNormSiLUContract,
+    QuantizedLinearContract,
     RMSNormContract,
     RotaryContract,
 )
@@ -63,6 +64,7 @@ CONTRACTS: Mapping[str, type[ComponentContract[Any]]] = MappingProxyType(
         "add_layer_norm": AddLayerNormContract,
         "rms_norm": RMSNormContract,
         "rotary": RotaryContract,
+        "quantized_linear": QuantizedLinearContract,
         "workers": WorkersContract,
         "observer": ObserverContract,
         "recipe": RecipeContract,
@@ -89,6 +91,7 @@ __all__ = [
     "NoiseScheduleContract",
     "ObserverContract",
     "PromptSetContract",
+    "QuantizedLinearContract",
     "RMSNormContract",
     "RecipeContract",
     "RotaryContract",

@@ -1,4 +1,4 @@
-"""The contracts of the backbone's ops: each against its formula in float64, forward and backward, at odd sizes."""
+"""The contracts of the ops: each against its formula in float64, forward and backward, at odd sizes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kolors_kernel.kinds import (
     AttentionConfig,
     GEGLUConfig,
     GroupNormSiLUConfig,
+    QuantizedLinearConfig,
     RMSNormConfig,
     RotaryConfig,
 )
@@ -223,3 +224,40 @@ class RotaryContract(OpContract[RotaryConfig]):
             return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
         self.compare(self.config.build(self.context(tmp_path)), turned, [x], turns)
+
+
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x times what the integers stand for, column by column."""
+    if weight.shape[1] < x.shape[-1]:
+        weight = torch.stack((weight >> 4, (weight << 4) >> 4), dim=-1).flatten(1)
+    scales = scale.double().view(len(weight), -1)
+    values = weight.double() * scales.repeat_interleave(weight.shape[1] // scales.shape[1], dim=1)
+    return x @ values.mT + (0 if bias is None else bias.double())
+
+
+class QuantizedLinearContract(OpContract[QuantizedLinearConfig]):
+    """What every linear layer of integers promises."""
+
+    def layer(self, dtype: torch.dtype, bits: int, width: int, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x [2, 5, width], and weight, scale and bias of 70 rows; scales are per row where `groups` is 0."""
+        draw = torch.Generator().manual_seed(1)
+        weight = torch.randint(-128, 128, (70, width * bits // 8), generator=draw, dtype=torch.int8).to(self.device)
+        scale = self.random(70, *((groups,) if groups else ()), seed=2, dtype=torch.bfloat16).to(self.device) / width
+        bias = self.random(70, seed=3, dtype=dtype).to(self.device)
+        return self.random(2, 5, width, dtype=dtype), weight, scale, bias
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("bits", [8, 4])
+    @pytest.mark.parametrize(("width", "groups"), [(128, 0), (128, 2), (6, 0), (12, 3)])
+    def test_equals_its_formula(self, tmp_path: Path, dtype: torch.dtype, bits: int, width: int, groups: int) -> None:
+        """With a scale per row or per group of columns; the gradient goes back to x alone, unless it is refused."""
+        x, *rest = self.layer(dtype, bits, width, groups)
+        self.compare(self.config.build(self.context(tmp_path)), quantized_linear, [x], *rest)
+
+    @pytest.mark.parametrize(("bits", "groups"), [(8, 0), (4, 2)])
+    def test_takes_rows_without_a_bias_where_no_gradient_is_kept(self, tmp_path: Path, bits: int, groups: int) -> None:
+        """As a frozen model calls it."""
+        x, weight, scale, _ = self.layer(torch.float32, bits, 128, groups)
+        op, x = self.config.build(self.context(tmp_path)), x.to(self.device)
+        if op.refuses(x, weight, scale, None) is None:
+            self._close(op(x, weight, scale, None), quantized_linear(x.double(), weight, scale))
