@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kolors_kernel.component import BuildContext, ComponentConfig
+from kolors_kernel.component import BuildContext, ComponentConfig, ExistingPath
 from kolors_kernel.kinds import AttentionConfig
 
 if TYPE_CHECKING:
@@ -61,11 +61,27 @@ class AttentionBlocked(AttentionConfig):
         return BlockedAttention()
 
 
+class AttentionTriton(AttentionConfig):
+    """Attention in one Triton kernel, its gradients in two; on CUDA and ROCm, with a mask of keys or none."""
+
+    type: Literal["triton"] = "triton"
+    table: ExistingPath | None = None
+    """A table of launches that `kolors run tune` wrote; null: the one that ships."""
+
+    def build(self, ctx: BuildContext) -> protocols.Attention:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.attention.op import TritonAttention
+
+        return TritonAttention(str(self.table or ""))
+
+
 class AttentionAuto(AttentionConfig):
     """Attention by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[AttentionConfig] = Field(default=[AttentionBlocked(), AttentionRecomputed(), AttentionSDPA()])
+    prefer: list[AttentionConfig] = Field(
+        default=[AttentionTriton(), AttentionBlocked(), AttentionRecomputed(), AttentionSDPA()]
+    )
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.Attention:
@@ -80,6 +96,7 @@ COMPONENTS: tuple[type[ComponentConfig], ...] = (
     AttentionSDPA,
     AttentionRecomputed,
     AttentionBlocked,
+    AttentionTriton,
     AttentionAuto,
 )
 """What there is of this op."""

@@ -17,16 +17,40 @@ class ReferenceAttention:
         Raises ValueError for a boolean mask.
         """
         check_additive(mask)
-        inner = torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):  # it would bring the two products down to half precision
-            scores = (q.to(inner) / math.sqrt(q.shape[-1])) @ k.to(inner).mT
-            if mask is not None:
-                scores = scores + mask
-            return (scores.softmax(dim=-1) @ v.to(inner)).to(q.dtype)
+            scores = _scores(q, k, mask)
+            return (scores.softmax(dim=-1) @ v.to(scores.dtype)).to(q.dtype)
 
     def refuses(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
         """Return None: any call can be done."""
         return None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what attention gives, [B, A, N, E], and log2 of the sums of the scores' exponentials, [B, A, N].
+
+    The latter is not rounded to the dtype of q.
+    """
+    scores = _scores(q, k, mask)
+    return ReferenceAttention()(q, k, v, mask), scores.logsumexp(dim=-1) * math.log2(math.e)
+
+
+def gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v from that of the result, and from both that `attend` gives; rounded once."""
+    scores = _scores(q, k, mask)
+    upper, asked, keys, values, made = (x.to(scores.dtype) for x in (grad, q, k, v, out))
+    weights = torch.exp2(scores * math.log2(math.e) - lse.unsqueeze(-1))
+    # A weight's share in its row's sum, which is 1, takes from it what the row's weights give together.
+    slopes = weights * (upper @ values.mT - (upper * made).sum(dim=-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    return (slopes @ keys).to(q.dtype), (slopes.mT @ asked).to(k.dtype), (weights.mT @ upper).to(v.dtype)
+
+
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    inner = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(inner) / math.sqrt(q.shape[-1])) @ k.to(inner).mT
+    return scores if mask is None else scores + mask
 
 
 def check_additive(mask: Tensor | None) -> None:
