@@ -3,20 +3,22 @@
 # make kernels      the kernels' suites alone: in Triton's interpreter, and compiled for GPUs that need not be there
 # make lint         ruff, mypy --strict, import rules
 # make bench        measure start-up and the ops beside their peers (BENCH="kernel ops")
+# make gpu-check    on a GPU: is every kernel right, and how long it takes; elsewhere the same dry (GPU="--kind geglu")
 # make docs         write docs/reference from the installed components
 #
-# PYTHON picks the interpreter (3.11 or later), PYTEST and BENCH add arguments: make test PYTEST="-m 'not slow'"
+# PYTHON picks the interpreter (3.11 or later), PYTEST, BENCH and GPU add arguments: make test PYTEST="-m 'not slow'"
 
 PYTHON ?= python3
 PYTEST ?=
 BENCH ?= kernel ops
+GPU ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 SAYS := pyproject.toml requirements/dev.txt
 
-.PHONY: quickstart test kernels lint bench docs clean
+.PHONY: quickstart test kernels lint bench gpu-check docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/kolors run quickstart
@@ -40,6 +42,14 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	for name in $(BENCH); do $(BIN)/python -m benchmarks $$name || exit 1; done
+
+SEES_A_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+GPU_RUNS := runs/gpu-check
+
+gpu-check: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/gpu
+	@dry=; $(BIN)/python -c "$(SEES_A_GPU)" || { dry=--dry; echo "torch sees no GPU: a dry run, which launches nothing"; }; \
+	$(BIN)/python -m benchmarks gpu $$dry --json $(GPU_RUNS)/gpu.jsonl --plot $(GPU_RUNS)/gpu.png $(GPU)
 
 docs: $(VENV)/installed
 	$(BIN)/python scripts/write_reference.py

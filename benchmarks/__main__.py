@@ -1,4 +1,7 @@
-"""Run one bench by name. A bench is any module of this package that has `threads`, `add_options` and `results`."""
+"""Run one bench by name. A bench is any module of this package that has `threads`, `add_options` and `results`.
+
+It may also have `unable(options)`, which says why it cannot run here: then nothing is written, and the exit code is 2.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(written)
     bench = found[options.name]
+    if reason := getattr(bench, "unable", _able)(options):
+        print(f"{options.name}: {reason}", file=sys.stderr)
+        return 2
     with Report(header(options.name, written, threads=bench.threads), options.json) as report:
         for result in bench.results(options):
             report.add(result)
     return 0
+
+
+def _able(options: argparse.Namespace) -> str | None:
+    return None
 
 
 if __name__ == "__main__":

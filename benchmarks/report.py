@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TextIO, TypeAlias
+from typing import Any, Protocol, Self, TextIO
 
 from benchmarks.measure import Comparison
 
@@ -69,7 +69,16 @@ class Note:
         return f"{self.case:<58} {self.ours_name:<24} not measured: {self.reason}"
 
 
-Result: TypeAlias = Row | Note
+class Result(Protocol):
+    """What a bench yields: a row, a note, or what a bench has of its own."""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as one flat JSON object."""
+
+    def line(self) -> str:
+        """Return it as one line of the table."""
+
+
 HEADINGS = (
     f"{'case':<58} {'ours':<24} {'ours':>10} {'peer':>10} {'unit':<6} {'ratio':>7} {'error':>8}  peer\n"
     f"{'':<58} {'':<24} {'':>10} {'':>10} {'':<6} {'>1 good':>7}"

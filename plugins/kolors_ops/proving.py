@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ def uses_of(
             arguments = trial.arguments(Draw(device, dtype))
             watched = Watched(rows)
             with _op(trial, watched) as op:
-                if op.func.refuses(*arguments, **op.keywords) is not None:
+                if op.func.refuses(*arguments, **trial.named) is not None:
                     continue
                 tape = Tape(trial.kind, op, arguments)
                 for backward in (False, True):
@@ -93,10 +93,7 @@ class Proof:
 
     def __init__(self, uses: Sequence[Use], device: torch.device, bits: int) -> None:
         self._uses, self._draw = uses, Draw(device, _DTYPES[bits])
-        # Only attention's definition in float64 takes more memory than its arguments: one picture shows as much as two.
-        small = {
-            replace(u.trial, shape=(1, *u.trial.shape[1:])) if u.trial.kind == "attention" else u.trial for u in uses
-        }
+        small = dict.fromkeys(use.trial.to_judge() for use in uses)
         self._judges = [(trial, Judge(trial, self._draw)) for trial in small]
 
     def against(self, table: Table) -> str | None:
@@ -133,7 +130,7 @@ def _op(trial: Trial, table: Table) -> Iterator[Any]:
     with lent(table) as name:
         op = implementation(trial.kind, "triton")
         op.table = name
-        yield partial(trial.asks(op))
+        yield trial.asks(op)
 
 
 _DTYPES = {16: torch.bfloat16, 32: torch.float32}

@@ -1,0 +1,1 @@
+"""What the bench of kernels on a GPU consists of."""
