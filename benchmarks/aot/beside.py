@@ -53,6 +53,10 @@ class Whole:
 
 def results(options: argparse.Namespace) -> Iterator[Result]:
     """Compile ours and every peer that is installed, and say of the others how to install them."""
+    from benchmarks.aot.peers.inductor import refusal
+
+    reason = refusal() or "it compiles where there is CUDA, and what it makes is not looked at"
+    yield Note("aot", "group_norm_silu forward", "beside Inductor", reason)
     modules = [OURS]
     for module, (name, _) in PEERS.items():
         try:
@@ -60,19 +64,21 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             modules.append(module)
         except ModuleNotFoundError as error:
             install = getattr(import_module(module), "INSTALL", "")
-            yield Note("aot", "peers", f"beside {name}", f"{error.name} is not installed: {install}")
+            missing = str(error.name).partition(".")[0]
+            yield Note("aot", "peers", f"beside {name}", f"{missing} is not installed: {install}")
     made: dict[tuple[str, str, str, str], list[tuple[Planned, Figures]]] = {}
     found = list(planned(modules, options.peer_dtype, options.peer_family))
-    for missing in found:
-        if isinstance(missing, Unplanned):
-            yield Note("aot", _case(missing.shape, missing), missing.place.module, missing.reason)
+    for each in found:
+        if isinstance(each, Unplanned):
+            yield Note("aot", _case(each.shape, each), "triton", each.reason)
     launches = [each for each in found if isinstance(each, Planned)]
-    for each, figures in compiled(launches, cache_dir=options.cache, processes=options.processes):
+    how = {"cache_dir": options.cache, "processes": options.processes, "limit": options.limit}
+    for launch, figures in compiled(launches, **how):
         if isinstance(figures, str):
-            yield Note("aot", _case(each.shape, each), _name(each), f"{each.kernel} does not compile: {figures}")
+            yield Note("aot", _case(launch.shape, launch), _name(launch), f"{launch.kernel}: {figures}")
         else:
-            key = (each.place.module, each.shape, each.place.dtype, each.place.family)
-            made.setdefault(key, []).append((each, figures))
+            place = launch.place
+            made.setdefault((place.module, launch.shape, place.dtype, place.family), []).append((launch, figures))
     yield from _rows(made)
 
 

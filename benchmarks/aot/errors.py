@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,8 +43,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[Result]:
         return
     mine = errors["triton"]
     for name, theirs in errors.items():
-        if name != "triton":
-            ratio = theirs / mine if mine else float("inf") if theirs else 1.0
+        if not math.isfinite(theirs):
+            yield Note("aot", case, name, "its result has NaNs or infinities")
+        elif name != "triton":
+            ratio = theirs / mine if mine else 1.0 if not theirs else math.inf
             extra = {"dtype": found["dtype"], "torch_error": errors.get("torch", -1.0)}
             remark = REMARKS.get(name, "")
             yield Row("aot", case, "triton", mine, name, theirs, "steps", ratio, extra=extra, remark=remark)

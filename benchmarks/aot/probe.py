@@ -6,14 +6,16 @@ multiples of 16), up to the binary. ptxas, cuobjdump and AMD's code generator co
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from benchmarks.aot.figures import Figures, of_cuda, of_hip
+from benchmarks.aot.figures import READER, Figures, of_cuda, of_hip, read_figures
 
 TARGETS: Mapping[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -34,9 +36,19 @@ def compiled(kernel: Any, options: Mapping[str, Any], family: str) -> Any:
 
 
 def figures(kernel: Any, options: Mapping[str, Any], family: str) -> Figures:
-    """Compile a launch and read off its figures. Raises whatever Triton raises for a kernel that does not compile."""
+    """Compile a launch and read off its figures. Raises whatever Triton raises for a kernel that does not compile.
+
+    They are kept beside the binary in Triton's cache, since disassembling takes as long as compiling.
+    """
+    from triton.runtime.cache import get_cache_manager
+
     made = compiled(kernel, options, family)
-    return of_cuda(made, family) if TARGETS[family][0] == "cuda" else of_hip(made)
+    kept, name = get_cache_manager(made.hash), f"{READER}.figures.json"
+    if file := kept.get_file(name):
+        return read_figures(Path(file).read_text(encoding="utf-8"))
+    found = of_cuda(made, family) if TARGETS[family][0] == "cuda" else of_hip(made)
+    kept.put(json.dumps(asdict(found)), name, binary=False)
+    return found
 
 
 @dataclass(frozen=True)
