@@ -50,12 +50,13 @@ def keys_hidden(batch: int, keys: int, *, seed: int = 0) -> Tensor:
     bias = 2 * torch.randn(batch, 1, 1, keys, generator=torch.Generator().manual_seed(seed))
     bias[..., 1::3] = -math.inf
     bias[:1, ..., : keys // 2] = -math.inf
+    bias[..., -1] = 0.5  # one must stay
     return bias
 
 
 SHAPES = [
     ((1, 1, 128, 64, 64), False),
-    ((2, 2, 130, 77, 64), True),
+    ((2, 1, 130, 77, 64), True),
     ((1, 2, 33, 77, 40), False),
     ((2, 1, 5, 70, 80), True),
 ]
@@ -92,7 +93,7 @@ def test_gradients_as_right_as_torchs(
     bias=st.sampled_from(["none", "of each", "of all", "of length"]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lengths_widths_strides_and_biases(
     queries: int, keys: int, width: int, form: str, bias: str, seed: int, as_right_as_torch: Check
 ) -> None:
@@ -182,7 +183,7 @@ def test_nothing_beside_the_tensors_is_read_or_written(fence: Any) -> None:
 
 
 def test_programs_may_run_in_any_order(in_orders: Check) -> None:
-    q, k, v, grad = heads(1, 2, 140, 70, 16)
+    q, k, v, grad = heads(1, 2, 129, 33, 16)
     in_orders(lambda: there_and_back(triton, q, k, v, None, grad))
 
 
