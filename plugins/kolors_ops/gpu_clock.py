@@ -40,8 +40,7 @@ class GPUClock:
         """Return the median time of a call on the device, with the second-level cache emptied before each."""
         from triton.testing import do_bench
 
-        (median,) = do_bench(work, rep=self._milliseconds, quantiles=[0.5])
-        return float(median)
+        return float(do_bench(work, rep=self._milliseconds, return_mode="median"))
 
     def ctas(self, kind: str, row: Row, table: Table) -> int:
         """Return how many programs of a row's kernel fit on a multiprocessor, by what it was compiled to, or 1.

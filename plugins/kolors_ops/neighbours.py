@@ -8,8 +8,8 @@ from typing import Any
 
 from kolors_ops.table import Row
 
-LEAST_BLOCK = 16
-"""A smaller constant of a kernel is no size of a block: a switch, or what a product of matrices needs at least."""
+LEAST_BLOCK = 4
+"""A smaller constant of a kernel is a switch or a count, and no size of a block."""
 MOST_BLOCK, MOST_WARPS, MOST_STAGES = 8192, 16, 5
 
 

@@ -31,17 +31,26 @@ TRIALS: tuple[Trial, ...] = (
             (640, 64, 6),
             (1280, 32, 10),
             (2560, 32, 2),
+            (640, 16, 1),
+            (1280, 16, 1),
         )
     ),
+    Trial("attention", (2, 10, 1024, 1024, 128)),
+    Trial("attention", (2, 10, 1024, 77, 128), "bias"),
     Trial("geglu", (2, 4096, 5120), calls=10),
     Trial("geglu", (2, 1024, 10240), calls=60),
     Trial("add_layer_norm", (2, 4096, 640), calls=20),
     Trial("add_layer_norm", (2, 1024, 1280), calls=120),
     Trial("add_layer_norm", (2, 1024, 1280), "alone", calls=60),
+    Trial("add_layer_norm", (2, 1024, 4096)),
     Trial("rms_norm", (512, 4096), calls=56),
+    Trial("rms_norm", (512, 8192)),
     Trial("rotary", (512, 34, 128), calls=28),
+    Trial("rotary", (512, 16, 256)),
 )
-"""Of the SDXL U-Net for a picture of 1024 x 1024 and a batch of two, with their number in a forward; of ChatGLM3."""
+"""Of the SDXL U-Net for a picture of 1024 x 1024 and a batch of two, and of ChatGLM3, with their number in a forward;
+and once each, of what the table has rows for besides: a smaller picture, wider heads and rows.
+"""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Tune(RecipeConfig):
     """Of which elements: 16 times bfloat16, 32 float32."""
     table: ExistingPath | None = None
     """Around whose rows is searched; null: the table that ships, and for a new family of GPUs those of its nearest."""
-    candidates: PositiveInt = 16
+    candidates: PositiveInt = 24
     """How many configurations are tried at most for each row, besides its own."""
     gain: float = Field(default=0.02, ge=0, lt=1)
     """The share of the time that another configuration must save to take the place of the row's own."""

@@ -245,5 +245,5 @@ def test_neighbours_are_few_near_and_all_different() -> None:
     assert {each.warps for each in near} == {2, 4, 8}
     assert {tuple(each.blocks.values()) for each in near} >= {(64, 64, 1), (256, 64, 1), (256, 32, 1), (64, 128, 1)}
     assert [*map(settings_of, neighbours(row, most=3))] == [*map(settings_of, near[:3])]
-    narrow = row.model_copy(update={"blocks": {"M": 16}, "warps": 1})
-    assert {each.blocks["M"] for each in neighbours(narrow, most=100)} == {16, 32}
+    narrow = row.model_copy(update={"blocks": {"M": 4}, "warps": 1})
+    assert {each.blocks["M"] for each in neighbours(narrow, most=100)} == {4, 8}
