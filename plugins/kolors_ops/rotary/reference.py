@@ -21,6 +21,6 @@ class ReferenceRotary:
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn neighbouring pairs of each head of x [R, A, E] by angles of these cosines and sines [R, E / 2]."""
     # Written out, since a view as complex numbers asks for even strides and an even place in memory.
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.to(cos.dtype).reshape(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
