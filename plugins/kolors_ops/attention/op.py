@@ -94,14 +94,17 @@ def plan_forward(
     if bias is not None:
         bias = bias.expand(batch, 1, 1, keys)
     tensors = {"q": q, "k": k, "v": v, "out": out}
-    unit = VECTOR if all(step % VECTOR == 0 for x in tensors.values() for step in _steps(x)) else 1
+    steps = {name: _steps(x) for name, x in tensors.items()}
+    unit = VECTOR if all(step % VECTOR == 0 for of in steps.values() for step in of) else 1
+    # Within a head, and in a block that goes on behind its end.
+    furthest = (max(rows, keys) + max(block, row.blocks["KEYS"])) * max(of[2] for of in steps.values()) + width
     arguments = {
         **tensors,
-        **{f"{name}_{of}": step // unit for name, x in tensors.items() for of, step in _named_steps(x)},
+        **{f"{name}_{of}": step // unit for name in tensors for of, step in zip(_STEPS, steps[name], strict=True)},
         **{"bias": bias, "bias_batch": 0 if bias is None else bias.stride(0)},
         **{"bias_key": 0 if bias is None else bias.stride(3), "lse": lse, "A": heads, "N": rows, "L": keys},
-        **{"UNIT": unit, "FAR": any(_is_far(x, row) for x in tensors.values())},
-        **{"SCALE": 1 / math.sqrt(width), "E": width, "WIDTH": _padded(q)},
+        **{"UNIT": unit, "FAR": furthest >= 2**31},
+        **{"SCALE": 1 / math.sqrt(width), "E": width, "WIDTH": _padded(width)},
         **{"EVEN_QUERIES": rows % block == 0, "EVEN_KEYS": keys % row.blocks["KEYS"] == 0},
     }
     return [Launch(attention_forward, (-(-rows // block), heads, batch), arguments, row)]
@@ -121,31 +124,26 @@ def samples(dtype: torch.dtype) -> Iterator[Sample]:
 
 def _row(pick: Pick, q: Tensor, k: Tensor, bias: Tensor | None) -> Row:
     """Return the row for whole blocks without a bias where there is one and these are such, else that for any call."""
-    if bias is None and q.shape[3] == _padded(q):
+    rows, width = q.shape[2:]
+    if bias is None and width == _padded(width):
         with suppress(ValueError):
-            row = pick(KERNELS[0], q, q.shape[3], "even")
-            if q.shape[2] % row.blocks["QUERIES"] == 0 and k.shape[2] % row.blocks["KEYS"] == 0:
+            row = pick(KERNELS[0], q, width, "even")
+            if rows % row.blocks["QUERIES"] == 0 and k.shape[2] % row.blocks["KEYS"] == 0:
                 return row
-    return pick(KERNELS[0], q, q.shape[3])
+    return pick(KERNELS[0], q, width)
 
 
-def _padded(q: Tensor) -> int:
-    """Return the width that a kernel computes with for heads of q: a power of two, as much as a product needs."""
-    return max(16, 1 << (q.shape[3] - 1).bit_length())
+def _padded(width: int) -> int:
+    """Return the width that a kernel computes with: a power of two, as much as a product of matrices needs."""
+    return max(16, 1 << (width - 1).bit_length())
 
 
-def _named_steps(x: Tensor) -> Iterator[tuple[str, int]]:
-    return zip(("batch", "head", "row"), _steps(x), strict=True)
+_STEPS = ("batch", "head", "row")
 
 
 def _steps(x: Tensor) -> list[int]:
     """Return the strides of x [B, A, rows, E] but the last; along a dimension of one there are no steps."""
     return [step if size > 1 else 0 for size, step in zip(x.shape[:3], x.stride()[:3], strict=True)]
-
-
-def _is_far(x: Tensor, row: Row) -> bool:
-    """Tell whether offsets within a head of x, and those of a block behind its end, take more than 32 bits."""
-    return (x.shape[2] + max(row.blocks["QUERIES"], row.blocks["KEYS"])) * _steps(x)[2] + x.shape[3] >= 2**31
 
 
 def _unfit_shapes(q: Tensor, k: Tensor, v: Tensor) -> str | None:
