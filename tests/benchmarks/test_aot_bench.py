@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import benches, main
-from benchmarks.aot import beside, errors
+from benchmarks.aot import beside, errors, ours
 from benchmarks.aot.figures import Access, Figures
 from benchmarks.aot.launches import Planned, Unplanned, op_modules, planned
 from benchmarks.aot.peers import inductor, shapes
+from benchmarks.aot.tables import tables
 from benchmarks.report import Note, Row
 from benchmarks.shapes import UNETS
 
@@ -160,3 +161,19 @@ def test_the_attention_in_the_manner_of_the_tutorial_is_right() -> None:
         found = case["errors"]
         assert found["tutorial"] <= 2 * found["torch"] + 1
         assert found["triton"] <= 2 * found["torch"] + 1
+
+
+def test_the_tables_of_the_docs_come_from_the_records(without_compiling: list[Planned]) -> None:
+    records = [each.record() for each in beside.results(OPTIONS)]
+    launch = next(each for each in planned(["kolors_ops.geglu.op"], ["bfloat16"], ["sm_80"]))
+    assert isinstance(launch, Planned)
+    found = [replace(PLAIN, registers=40), replace(PLAIN, ctas=2, spill_stores=8, mma=3)]
+    records += [ours._row(launch, figures).record() for figures in found]
+    said = {"case": "a case", "dtype": "bfloat16", "errors": {"triton": 0.5, "torch": 0.25}, "reasons": {}}
+    records += [each.record() for each in errors._rows(said)]
+    text = tables([json.dumps(record) for record in records])
+    assert "| bfloat16 | sm_80 | wide |" in text
+    assert "| `geglu_forward` | 40, 2, mma 3, **spills 8** | 80% |" in text
+    assert "| 4096x4096 backward | 32, 16, 37% |" in text
+    assert "32, 4, 25%, **spills 16/0** |" in text
+    assert "| a case bfloat16 | 0.5 | 0.25 |" in text
