@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from kolors_kernel.component import BuildContext, ComponentConfig
+from kolors_kernel.component import BuildContext, ComponentConfig, ExistingPath
 from kolors_kernel.kinds import GroupNormSiLUConfig
 
 if TYPE_CHECKING:
@@ -37,11 +37,25 @@ class GroupNormSiLUTorch(GroupNormSiLUConfig):
         return TorchGroupNormSiLU()
 
 
+class GroupNormSiLUTriton(GroupNormSiLUConfig):
+    """Group norm and SiLU in one Triton kernel where groups are small, in three elsewhere; on CUDA and ROCm."""
+
+    type: Literal["triton"] = "triton"
+    table: ExistingPath | None = None
+    """A table of launches that `kolors run tune` wrote; null: the one that ships."""
+
+    def build(self, ctx: BuildContext) -> protocols.GroupNormSiLU:
+        """Return the op; a call it cannot do raises ValueError."""
+        from kolors_ops.group_norm_silu.op import TritonGroupNormSiLU
+
+        return TritonGroupNormSiLU(str(self.table or ""))
+
+
 class GroupNormSiLUAuto(GroupNormSiLUConfig):
     """Group norm and SiLU by the first of several that does not refuse, the reference last."""
 
     type: Literal["auto"] = "auto"
-    prefer: list[GroupNormSiLUConfig] = Field(default=[GroupNormSiLUTorch()])
+    prefer: list[GroupNormSiLUConfig] = Field(default=[GroupNormSiLUTriton(), GroupNormSiLUTorch()])
     """Tried in this order at every call; the reference, which takes anything, is always tried last."""
 
     def build(self, ctx: BuildContext) -> protocols.GroupNormSiLU:
@@ -54,6 +68,7 @@ class GroupNormSiLUAuto(GroupNormSiLUConfig):
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     GroupNormSiLUReference,
     GroupNormSiLUTorch,
+    GroupNormSiLUTriton,
     GroupNormSiLUAuto,
 )
 """What there is of this op."""
