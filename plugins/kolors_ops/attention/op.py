@@ -29,6 +29,8 @@ from kolors_ops.table import Row
 KERNELS = ("attention_forward", *KERNELS_BACKWARD)
 VECTOR = 8
 """Elements that are loaded at once where all strides are multiples of it: 128 bits of a half precision."""
+LONGEST_BLOCK = 8192
+"""More rows than any block of a table has."""
 MOST_BLOCKS = 65535
 """Along the second and third dimension of a grid, on any GPU."""
 SHAPES = (
@@ -89,21 +91,21 @@ def plan_forward(
 
     batch, heads, rows, width = q.shape
     keys = k.shape[2]
-    row = _row(pick, q, k, bias)
-    block = row.blocks["QUERIES"]
-    if bias is not None:
-        bias = bias.expand(batch, 1, 1, keys)
     tensors = {"q": q, "k": k, "v": v, "out": out}
     steps = {name: _steps(x) for name, x in tensors.items()}
     unit = VECTOR if all(step % VECTOR == 0 for of in steps.values() for step in of) else 1
-    # Within a head, and in a block that goes on behind its end.
-    furthest = (max(rows, keys) + max(block, row.blocks["KEYS"])) * max(of[2] for of in steps.values()) + width
+    # Whether offsets within a head take more than 32 bits, those of a block that goes on behind its end too.
+    far = (max(rows, keys) + LONGEST_BLOCK) * max(of[2] for of in steps.values()) >= 2**31
+    row = _row(pick, q, k, bias, far)
+    block = row.blocks["QUERIES"]
+    if bias is not None:
+        bias = bias.expand(batch, 1, 1, keys)
     arguments = {
         **tensors,
         **{f"{name}_{of}": step // unit for name in tensors for of, step in zip(_STEPS, steps[name], strict=True)},
         **{"bias": bias, "bias_batch": 0 if bias is None else bias.stride(0)},
         **{"bias_key": 0 if bias is None else bias.stride(3), "lse": lse, "A": heads, "N": rows, "L": keys},
-        **{"UNIT": unit, "FAR": furthest >= 2**31},
+        **{"UNIT": unit, "FAR": far},
         **{"SCALE": 1 / math.sqrt(width), "E": width, "WIDTH": _padded(width)},
         **{"EVEN_QUERIES": rows % block == 0, "EVEN_KEYS": keys % row.blocks["KEYS"] == 0},
     }
@@ -122,10 +124,10 @@ def samples(dtype: torch.dtype) -> Iterator[Sample]:
     yield from backward_samples(dtype)
 
 
-def _row(pick: Pick, q: Tensor, k: Tensor, bias: Tensor | None) -> Row:
+def _row(pick: Pick, q: Tensor, k: Tensor, bias: Tensor | None, far: bool) -> Row:
     """Return the row for whole blocks without a bias where there is one and these are such, else that for any call."""
     rows, width = q.shape[2:]
-    if bias is None and width == _padded(width):
+    if bias is None and not far and width == _padded(width):
         with suppress(ValueError):
             row = pick(KERNELS[0], q, width, "even")
             if rows % row.blocks["QUERIES"] == 0 and k.shape[2] % row.blocks["KEYS"] == 0:
