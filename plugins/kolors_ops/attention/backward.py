@@ -18,6 +18,8 @@ from kolors_ops.operators import Launch, Pick, Sample
 from kolors_ops.table import Row
 
 KERNELS_BACKWARD = ("attention_backward_queries", "attention_backward_keys")
+EVEN = 64
+"""Where this divides the keys and a head is as wide as its block, dq needs no masks; else its row is "masked"."""
 SHAPES = (
     # queries, keys, heads, width of a head
     (4096, 4096, 10, 64),
@@ -61,7 +63,8 @@ def plan_backward(
 
     batch, heads, rows, width = q.shape
     keys = k.shape[-2]
-    by_queries = pick(KERNELS_BACKWARD[0], q, width)
+    wide = max(16, 1 << (width - 1).bit_length())
+    by_queries = pick(KERNELS_BACKWARD[0], q, width, "masked" if keys % EVEN or wide != width else "")
     by_keys = pick(KERNELS_BACKWARD[1], q, width)
     if bias is not None:
         bias = bias.expand(batch, 1, 1, keys)
@@ -70,7 +73,8 @@ def plan_backward(
         **{"bias_batch": 0 if bias is None else bias.stride(0), "bias_key": 0 if bias is None else bias.stride(-1)},
         **_tensors(grad=grad, q=q, k=k, v=v),
         **{"A": heads, "N": rows, "L": keys, "E": width, "SCALE": 1 / math.sqrt(width)},
-        "WIDTH": max(16, 1 << (width - 1).bit_length()),
+        "WIDTH": wide,
+        "ALIGNED": all(step % 8 == 0 for x in (grad, q, k, v, out, dq, dk, dv) for step in x.stride()[:-1]),
     }
 
     def even(row: Row) -> dict[str, bool]:

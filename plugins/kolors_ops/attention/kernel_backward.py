@@ -25,51 +25,59 @@ def tile(start, rows, columns, stride, count, E: tl.constexpr, EVEN: tl.constexp
 
 
 @triton.jit
+def head_of(x, batch, head, row, x_batch, x_head, x_row, ALIGNED: tl.constexpr):
+    """Return where a head's rows begin in x [B, A, rows, E], from one row on."""
+    offset = batch * x_batch + head * x_head + row * x_row
+    if ALIGNED:
+        offset = tl.multiple_of(offset, 8)  # known of no stride that is not a multiple of 16
+    return x + offset
+
+
+@triton.jit
 def attention_backward_queries(
     grad, q, k, v, bias, out, lse, delta, dq,
     grad_batch, grad_head, grad_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     bias_batch, bias_key, out_batch, out_head, out_row, dq_batch, dq_head, dq_row,
-    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr,
+    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
     EVEN_QUERIES: tl.constexpr, EVEN_KEYS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradient of QUERIES rows of one head's q, and for each its grad . out, into delta [B, A, N]."""
     first, head, batch = tl.program_id(0) * QUERIES, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     rows, columns = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
     keys, skip = tl.arange(0, KEYS), first.to(tl.int64)
-    upper = tile(
-        grad + batch * grad_batch + head * grad_head + skip * grad_row,
-        rows, columns, grad_row, N - first, E, EVEN_QUERIES,
-    )  # fmt: skip
-    made = tile(
-        out + batch * out_batch + head * out_head + skip * out_row, rows, columns, out_row, N - first, E, EVEN_QUERIES
-    )
-    asked = tile(q + batch * q_batch + head * q_head + skip * q_row, rows, columns, q_row, N - first, E, EVEN_QUERIES)
+    grad = head_of(grad, batch, head, skip, grad_batch, grad_head, grad_row, ALIGNED)
+    out = head_of(out, batch, head, skip, out_batch, out_head, out_row, ALIGNED)
+    q = head_of(q, batch, head, skip, q_batch, q_head, q_row, ALIGNED)
+    upper = tile(grad, rows, columns, grad_row, N - first, E, EVEN_QUERIES)
+    made = tile(out, rows, columns, out_row, N - first, E, EVEN_QUERIES)
+    asked = tile(q, rows, columns, q_row, N - first, E, EVEN_QUERIES)
     per_row = (batch * A + head) * N + skip + rows
     inside = rows < N - first
     dot = tl.sum(upper.to(tl.float32) * made.to(tl.float32), axis=1)
     tl.store(delta + per_row, dot, mask=inside)
     normal = tl.load(lse + per_row, mask=inside, other=float("inf"))  # so that a row that is not there has no share
-    k += batch * k_batch + head * k_head
-    v += batch * v_batch + head * v_head
+    k = head_of(k, batch, head, 0, k_batch, k_head, k_row, ALIGNED)
+    v = head_of(v, batch, head, 0, v_batch, v_head, v_row, ALIGNED)
     total = tl.zeros((QUERIES, WIDTH), tl.float32)
     for start in range(0, L, KEYS):
-        key = tile(k, keys, columns, k_row, L - start, E, EVEN_KEYS)
-        value = tile(v, keys, columns, v_row, L - start, E, EVEN_KEYS)
+        key = tile(k + tl.cast(start, tl.int64) * k_row, keys, columns, k_row, L - start, E, EVEN_KEYS)
+        value = tile(v + tl.cast(start, tl.int64) * v_row, keys, columns, v_row, L - start, E, EVEN_KEYS)
         scores = tl.dot(asked, tl.trans(key), input_precision="ieee")
-        if EVEN_KEYS:
-            scores = scores * (SCALE * 1.4426950408889634)
-        else:
-            scores = tl.where(keys[None, :] < L - start, scores, float("-inf")) * (SCALE * 1.4426950408889634)
+        scores *= SCALE * 1.4426950408889634
         if bias is not None:
             place = bias + batch * bias_batch + (start + keys).to(tl.int64) * bias_key
-            added = tl.load(place, mask=start + keys < L, other=0.0).to(tl.float32)
-            scores += added[None, :] * 1.4426950408889634
+            if EVEN_KEYS:
+                added = tl.load(place).to(tl.float32) * 1.4426950408889634
+            else:
+                added = tl.load(place, mask=keys < L - start, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+            scores += added[None, :]
+        elif not EVEN_KEYS:
+            scores += tl.where(keys < L - start, 0.0, float("-inf"))[None, :]
         seen = tl.math.exp2(scores - normal[:, None])
         slope = seen * (tl.dot(upper, tl.trans(value), input_precision="ieee") - dot[:, None])
         total = tl.dot(slope.to(key.dtype), key, total, input_precision="ieee")
-        k += KEYS * k_row
-        v += KEYS * v_row
-    place = dq + batch * dq_batch + head * dq_head + skip * dq_row + rows[:, None] * dq_row + columns[None, :]
+    dq = head_of(dq, batch, head, skip, dq_batch, dq_head, dq_row, ALIGNED)
+    place = dq + rows[:, None] * dq_row + columns[None, :]
     tl.store(place, (total * SCALE).to(dq.dtype.element_ty), mask=inside[:, None] & (columns[None, :] < E))
 
 
@@ -78,21 +86,25 @@ def attention_backward_keys(
     grad, q, k, v, bias, lse, delta, dk, dv,
     grad_batch, grad_head, grad_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     bias_batch, bias_key, dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row,
-    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr,
+    A, N, L, SCALE: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
     EVEN_QUERIES: tl.constexpr, EVEN_KEYS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One program: the gradients of KEYS rows of one head's k and v, from delta [B, A, N] = grad . out."""
     first, head, batch = tl.program_id(0) * KEYS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     keys, columns = tl.arange(0, KEYS), tl.arange(0, WIDTH)
     rows, skip = tl.arange(0, QUERIES), first.to(tl.int64)
-    key = tile(k + batch * k_batch + head * k_head + skip * k_row, keys, columns, k_row, L - first, E, EVEN_KEYS)
-    value = tile(v + batch * v_batch + head * v_head + skip * v_row, keys, columns, v_row, L - first, E, EVEN_KEYS)
+    k = head_of(k, batch, head, skip, k_batch, k_head, k_row, ALIGNED)
+    v = head_of(v, batch, head, skip, v_batch, v_head, v_row, ALIGNED)
+    key = tile(k, keys, columns, k_row, L - first, E, EVEN_KEYS)
+    value = tile(v, keys, columns, v_row, L - first, E, EVEN_KEYS)
     inside = keys < L - first
     if bias is not None:
         place = bias + batch * bias_batch + (skip + keys) * bias_key
-        added = tl.load(place, mask=inside, other=0.0).to(tl.float32) * 1.4426950408889634
-    q += batch * q_batch + head * q_head
-    grad += batch * grad_batch + head * grad_head
+        added = tl.load(place, mask=inside, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+    elif not EVEN_KEYS:
+        added = tl.where(inside, 0.0, float("-inf"))
+    q = head_of(q, batch, head, 0, q_batch, q_head, q_row, ALIGNED)
+    grad = head_of(grad, batch, head, 0, grad_batch, grad_head, grad_row, ALIGNED)
     lse += (batch * A + head) * N
     delta += (batch * A + head) * N
     for_key = tl.zeros((KEYS, WIDTH), tl.float32)
@@ -106,9 +118,8 @@ def attention_backward_keys(
         else:  # a row that is not there has no share: its probabilities are 0
             normal = tl.load(lse + start + rows, mask=start + rows < N, other=float("inf"))
             dot = tl.load(delta + start + rows, mask=start + rows < N, other=0.0)
-        # Keys that are not there need no mask: what they give is in rows of their own, which are not stored.
         scores = tl.dot(key, tl.trans(asked), input_precision="ieee") * (SCALE * 1.4426950408889634)
-        if bias is not None:
+        if bias is not None or not EVEN_KEYS:
             scores += added[:, None]
         seen = tl.math.exp2(scores - normal[None, :])
         for_value = tl.dot(seen.to(upper.dtype), upper, for_value, input_precision="ieee")
@@ -117,7 +128,9 @@ def attention_backward_keys(
         q += QUERIES * q_row
         grad += QUERIES * grad_row
     stored = inside[:, None] & (columns[None, :] < E)
-    place = dv + batch * dv_batch + head * dv_head + skip * dv_row + keys[:, None] * dv_row + columns[None, :]
+    dv = head_of(dv, batch, head, skip, dv_batch, dv_head, dv_row, ALIGNED)
+    place = dv + keys[:, None] * dv_row + columns[None, :]
     tl.store(place, for_value.to(dv.dtype.element_ty), mask=stored)
-    place = dk + batch * dk_batch + head * dk_head + skip * dk_row + keys[:, None] * dk_row + columns[None, :]
+    dk = head_of(dk, batch, head, skip, dk_batch, dk_head, dk_row, ALIGNED)
+    place = dk + keys[:, None] * dk_row + columns[None, :]
     tl.store(place, (for_key * SCALE).to(dk.dtype.element_ty), mask=stored)
