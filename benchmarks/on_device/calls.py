@@ -55,6 +55,6 @@ def _of_net(name: str) -> Iterator[Trial]:
 
 def to_check(nets: Sequence[str], kinds: Sequence[str]) -> list[Trial]:
     """Return the calls that are looked at beside float64: the odd ones, then each one of the nets once."""
-    found = [trial for trial in ODD if trial.kind in kinds]
-    found += [trial for trials in of_nets(nets, kinds).values() for trial in trials]
-    return list(dict.fromkeys(replace(trial.to_judge(), calls=1) for trial in found))
+    odd = [trial for trial in ODD if trial.kind in kinds]
+    found = [trial.to_judge() for trials in of_nets(nets, kinds).values() for trial in trials]
+    return list(dict.fromkeys([*odd, *(replace(trial, calls=1) for trial in found)]))

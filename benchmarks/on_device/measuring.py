@@ -74,6 +74,8 @@ def _of_call(
     if (refused := op.refuses(*arguments, **trial.named)) is not None:
         yield Note(BENCH, f"{trial} {dtype}", OURS, refused)
         return
+    from triton.errors import TritonError
+
     judge = _judge(trial, draw) if clock else None
     call = partial(Timed, net, trial.kind, str(trial), dtype, calls=trial.calls, device=facts)
     ours, off = _times(trial, op, arguments, clock), _off(judge, op)
@@ -82,9 +84,15 @@ def _of_call(
             yield Note(BENCH, trial.kind, LIGER, peer)
             continue
         asked = peer.op if clock else peer.plain
-        with compiling_anew():
-            theirs = _times(trial, asked, arguments, clock) if asked else dict.fromkeys(WAYS)
-            theirs_off = _off(judge, peer.op)
+        try:
+            with compiling_anew():
+                theirs = _times(trial, asked, arguments, clock) if asked else dict.fromkeys(WAYS)
+                theirs_off = _off(judge, peer.op)
+        except (RuntimeError, ValueError, TritonError) as error:  # a contender's faults are not ours to stop for
+            yield Note(
+                BENCH, f"{trial} {dtype}", peer.name, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            )
+            continue
         for way in WAYS:
             yield call(
                 direction=way,

@@ -29,6 +29,7 @@ CPU, FACTS = torch.device("cpu"), {"gpu": "made up", "driver": "1"}
 CALL = Trial("geglu", (2, 3, 64), calls=7)
 DRY = ["gpu", "--dry", "--kind", "geglu", "--dtype", "bfloat16", "--unet", "tiny"]
 
+pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this is what happens without a GPU")
 
 
@@ -37,7 +38,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_dry_run_plans_compiles_reports_and_draws_without_a_time(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
     file, plot = tmp_path / "new" / "gpu.jsonl", tmp_path / "plots" / "gpu.png"
     assert main([*DRY, "--json", str(file), "--plot", str(plot)]) == 0
     head, *rows = read(file)
@@ -86,7 +86,6 @@ def test_without_matplotlib_it_says_so_and_goes_on(
 def test_a_kernel_that_does_not_compile_ends_the_run_with_one_when_all_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("triton")
     monkeypatch.setattr(planning, "figures_at", lambda place: "CompilationError: no such thing")
     file = tmp_path / "gpu.jsonl"
     with pytest.raises(SystemExit) as stopped:
@@ -99,7 +98,6 @@ def test_a_kernel_that_does_not_compile_ends_the_run_with_one_when_all_is_said(
 def test_a_row_that_the_table_lacks_is_a_note_and_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("triton")
     from kolors_ops import table
 
     monkeypatch.setitem(table._read, "", table.Table(r for r in table.table_at("").rows if r.kernel != "geglu_forward"))
@@ -164,6 +162,19 @@ def test_times_are_of_the_whole_call_and_of_the_way_back_for_every_contender(mon
     assert "2.00" in timed[1].line()
 
 
+def test_a_contender_that_fails_is_a_note_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel image\nand a long trace")
+
+    monkeypatch.setattr(measuring, "implementation", partial(instead, op=trials.KINDS["geglu"].torchs))
+    those = [contenders.Contender(name, op, op) for name, op in (("a", failing), ("b", trials.KINDS["geglu"].torchs))]
+    monkeypatch.setattr(measuring, "contenders", lambda kind: those)
+    note, *rows = measuring.timed({"net": [CALL]}, ["float32"], FACTS, CPU, lambda work: Time(1, 1, 1))
+    assert isinstance(note, Note)
+    assert (note.ours_name, note.reason) == ("a", "RuntimeError: no kernel image")
+    assert [row.peer_name for row in rows if isinstance(row, Timed)] == ["b", "b"]
+
+
 def test_times_are_drawn_as_bars_with_whiskers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.axes import Axes
@@ -192,6 +203,7 @@ def test_every_shape_of_the_nets_and_every_kind_is_asked_for() -> None:
         assert {t.shape for t in found if t.kind == "geglu"} == set(unet.geglu())
     checked = to_check(["kolors_1024"], ["attention"])
     assert {t.shape[0] for t in checked if t.shape[2] >= 1024} == {1}  # float64 of every score is large
+    assert {t.shape[0] for t in checked if t.shape[2] < 1024} == {1, 2}
     assert len(checked) == len(set(checked))
 
 
