@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer-dtype", nargs="+", choices=dtypes, default=["bfloat16"], help="the same beside peers")
     parser.add_argument("--peer-family", nargs="+", choices=families, default=["sm_80", "sm_90"], help="the same")
     parser.add_argument("--processes", type=int, default=2, help="how many compile at once")
-    parser.add_argument("--limit", type=float, default=120, help="seconds after which a kernel of a peer is given up")
+    parser.add_argument("--limit", type=float, default=120, help="seconds of CPU that a peer's kernel may take")
     parser.add_argument("--cache", metavar="DIR", help="keep what was compiled (default: nothing is kept)")
 
 

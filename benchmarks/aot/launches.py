@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pkgutil
+import resource
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 FAMILIES = tuple(TARGETS)
 DTYPES = ("float32", "float16", "bfloat16")
 LIMIT = 120.0
-"""Seconds for one launch; ours take one."""
+"""Seconds of CPU for one launch; ours take one."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def compiled(
 ) -> Iterator[tuple[Planned, Figures | str]]:
     """Compile every distinct launch once, and yield each with its figures, or with why it does not compile.
 
-    One that takes more than `limit` seconds of wall time is given up.
+    One that takes more than `limit` seconds of CPU in Triton, or in the assembler, is given up.
     """
     wanted = list(launches)
     distinct = {each.noted.identity: each.place for each in wanted}
@@ -129,21 +133,37 @@ def figures_at(place: Place, limit: float = LIMIT) -> Figures | str:
     from triton.errors import TritonError
 
     launch = _launches(place.module, place.dtype, place.family, place.sample)[place.launch]
-    signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        return figures(launch.kernel, launch.options(), place.family)
-    except TimeoutError:
-        return f"given up after {limit:.0f} seconds"
+        # Triton prints the whole program when an assembler fails.
+        with redirect_stdout(io.StringIO()), _at_most(limit):
+            return figures(launch.kernel, launch.options(), place.family)
+    except TimeoutError as error:
+        return str(error)
     except (TritonError, RuntimeError, ValueError, MemoryError) as error:
+        if f"error code -{signal.SIGXCPU.value}" in str(error):
+            return _given_up(limit)
         said = [line for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
         return " ".join(said[:1] + said[-1:] if len(said) > 1 else said)
+
+
+@contextmanager
+def _at_most(limit: float) -> Iterator[None]:
+    """Raise TimeoutError after so many seconds of this process; the assembler is ended some time after as many."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(_given_up(limit))
+
+    before, (soft, hard) = signal.signal(signal.SIGXCPU, give_up), resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + limit), hard))
+    try:
+        yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+        signal.signal(signal.SIGXCPU, before)
 
 
-def _give_up(number: int, frame: object) -> None:
-    raise TimeoutError
+def _given_up(limit: float) -> str:
+    return f"given up after {limit:g} seconds of CPU"
 
 
 def _start(cache_dir: str) -> None:
