@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from kolors_chatglm3.architecture import RELEASED, Architecture
 from kolors_kernel.component import BuildContext, ExistingPath
-from kolors_kernel.kinds import RMSNormConfig, RotaryConfig, TextEncoderConfig
+from kolors_kernel.kinds import QuantizedLinearConfig, RMSNormConfig, RotaryConfig, TextEncoderConfig
 from kolors_kernel.values import ConditioningSpec
 from kolors_weights.places import WeightsPath
 from kolors_weights.reading import find_file
@@ -56,6 +56,8 @@ class ChatGLM3(TextEncoderConfig):
     """How hidden states are normalised."""
     rotary: RotaryConfig = Field(default={"type": "auto"}, validate_default=True)
     """How queries and keys are turned by their positions."""
+    quantized_linear: QuantizedLinearConfig = Field(default={"type": "auto"}, validate_default=True)
+    """How linear layers are computed whose weights are of 8 or 4 bits."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -100,7 +102,7 @@ class ChatGLM3(TextEncoderConfig):
         from kolors_chatglm3.loading import load_model, random_model, streamed_model
         from kolors_chatglm3.model import Ops
 
-        ops = Ops(self.rms_norm.build(ctx), self.rotary.build(ctx))
+        ops = Ops(self.rms_norm.build(ctx), self.rotary.build(ctx), self.quantized_linear.build(ctx))
         bits = None if self.quantize is None else BITS[self.quantize]
         if self.path is None:
             return random_model(widths, ops, device=ctx.device, dtype=ctx.dtype, quantize=bits)

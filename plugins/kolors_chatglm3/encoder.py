@@ -96,7 +96,7 @@ class ChatGLM3Encoder:
 
     def report(self) -> Mapping[str, str]:
         """Say which path ran and why not a faster one, by what it is about."""
-        return dict(self._report)
+        return {**{kind: _told(op) for kind, op in vars(self.module.ops).items()}, **self._report}
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and tokenizer.model into `folder`, made if absent.
@@ -110,3 +110,8 @@ class ChatGLM3Encoder:
         config = self.module.architecture.released_form()
         config["dtype"] = str(self.module.embedding.word_embeddings.weight.dtype).removeprefix("torch.")
         write_state(folder, self.module.state_dict(), config, stem="model")
+
+
+def _told(op: object) -> str:
+    """Say what an op says of itself where it chooses among several, else what it is."""
+    return str(op.report()) if hasattr(op, "report") else type(op).__name__

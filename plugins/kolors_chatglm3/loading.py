@@ -12,7 +12,7 @@ from kolors_chatglm3.streaming import stream_from
 from kolors_kernel.errors import WeightsError
 from kolors_weights.modules import check_fit, fit, without_weights
 from kolors_weights.places import Place
-from kolors_weights.quantizing import Bits, quantize_linears, take_shapes
+from kolors_weights.quantizing import Bits, compute_by, quantize_linears, take_shapes
 from kolors_weights.reading import find_weights, open_state
 from kolors_weights.state import State
 
@@ -31,7 +31,7 @@ def random_model(
     module.initialise(torch.Generator().manual_seed(0))
     module.to(device, getattr(torch, dtype))
     if quantize is not None:
-        _quantize(module, quantize)
+        _quantize(module, quantize, ops)
         module.fix(_quantized(quantize))
     return module
 
@@ -55,7 +55,7 @@ def load_model(
         part = module.get_submodule(name)
         fit(part, _below(state, f"{name}."), where=file, device=device)
         if quantize:
-            _quantize(part, quantize)
+            _quantize(part, quantize, ops)
         part.to(getattr(torch, dtype))  # but not the scales
     module.fix(_quantized(quantize or stored))
     return module
@@ -79,6 +79,7 @@ def _open(place: Place, architecture: Architecture, ops: Ops) -> tuple[ChatGLM3M
     with without_weights():
         module = ChatGLM3Model(architecture, ops)
     stored = take_shapes(module, state)
+    compute_by(module, ops.quantized_linear)
     check_fit(module, state, where=file)
     return module, state, file, stored
 
@@ -92,8 +93,9 @@ def _below(state: State, prefix: str) -> State:
     return state.renamed(lambda key: key.removeprefix(prefix) if key.startswith(prefix) else None)
 
 
-def _quantize(part: torch.nn.Module, bits: Bits) -> None:
+def _quantize(part: torch.nn.Module, bits: Bits, ops: Ops) -> None:
     quantize_linears(part, bits, group=GROUP if bits == 4 else None)
+    compute_by(part, ops.quantized_linear)
 
 
 def _quantized(bits: Bits | None) -> str:

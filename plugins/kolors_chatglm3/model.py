@@ -14,6 +14,7 @@ from kolors_chatglm3.architecture import Architecture
 from kolors_chatglm3.attending import EVERY_SLOT, Asked, Block, attention_blocks, rotation, the_last_of
 from kolors_chatglm3.slots import Slots
 from kolors_kernel.errors import RecipeError
+from kolors_weights import quantizing
 
 if TYPE_CHECKING:
     from kolors_kernel.protocols import RMSNorm, Rotary
@@ -25,6 +26,8 @@ class Ops:
 
     rms_norm: RMSNorm
     rotary: Rotary
+    quantized_linear: quantizing.Op = quantizing.quantized_linear
+    """Of the layers whose weights are integers, where there are any."""
 
 
 class ChatGLM3Model(nn.Module):

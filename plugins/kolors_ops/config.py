@@ -7,6 +7,7 @@ from kolors_ops.add_layer_norm import config as add_layer_norm
 from kolors_ops.attention import config as attention
 from kolors_ops.geglu import config as geglu
 from kolors_ops.group_norm_silu import config as group_norm_silu
+from kolors_ops.quantized_linear import config as quantized_linear
 from kolors_ops.rms_norm import config as rms_norm
 from kolors_ops.rotary import config as rotary
 
@@ -17,5 +18,6 @@ COMPONENTS: tuple[type[ComponentConfig], ...] = (
     *add_layer_norm.COMPONENTS,
     *rms_norm.COMPONENTS,
     *rotary.COMPONENTS,
+    *quantized_linear.COMPONENTS,
 )
 """What this plugin provides."""

@@ -210,3 +210,30 @@ def test_scales_keep_their_precision_in_a_coarser_model(state: dict[str, Tensor]
     scales = {tensor.dtype for key, tensor in module.state_dict().items() if key.endswith("_scale")}
     assert scales == {torch.float16}
     assert module.embedding.word_embeddings.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_quantised_layer_computes_by_the_op_of_the_recipe(
+    state: dict[str, Tensor], tmp_path: Path, bits: int, weights: str
+) -> None:
+    write(state, tmp_path / "chatglm3.safetensors", bits)
+    found = {}
+    for name in ("reference", "torch", "auto"):
+        encoder = build(tmp_path / "chatglm3.safetensors", weights=weights, quantized_linear={"type": name})
+        found[name] = encode(encoder)
+        layers = [child for child in encoder.module.modules() if isinstance(child, QuantizedLinear)]
+        assert len(layers) >= 4
+        assert all(layer.op is encoder.module.ops.quantized_linear for layer in layers)
+    assert encoder.report()["quantized_linear"].startswith("torch")
+    assert torch.equal(found["auto"].tokens, found["torch"].tokens)
+    assert error(found["reference"].tokens, found["torch"].tokens) <= 1e-12
+
+
+def test_layers_that_are_quantised_at_load_compute_by_the_op_of_the_recipe() -> None:
+    tiny = {"architecture": WIDTHS, "max_tokens": 32, "quantize": "int4", "quantized_linear": {"type": "reference"}}
+    encoder = ChatGLM3.model_validate(tiny).build(BuildContext())
+    layers = [child for child in encoder.module.modules() if isinstance(child, QuantizedLinear)]
+    assert len(layers) == 12
+    assert all(layer.op is encoder.module.ops.quantized_linear for layer in layers)
+    assert encoder.report()["quantized_linear"] == "ReferenceQuantizedLinear"
