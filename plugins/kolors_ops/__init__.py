@@ -9,9 +9,9 @@ from kolors_kernel import ComponentConfig, hookimpl
 @hookimpl
 def kolors_components() -> list[type[ComponentConfig]]:
     """Return every implementation of every op, and the recipe."""
-    from kolors_ops import config, tuning_config
+    from kolors_ops.config import COMPONENTS
 
-    return [*config.COMPONENTS, *tuning_config.COMPONENTS]
+    return [*COMPONENTS]
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The ops a recipe can name: one module per kind, one class per implementation."""
+"""The ops a recipe can name, one module per kind, one class per implementation; and the recipe that tunes them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kolors_ops.group_norm_silu import config as group_norm_silu
 from kolors_ops.quantized_linear import config as quantized_linear
 from kolors_ops.rms_norm import config as rms_norm
 from kolors_ops.rotary import config as rotary
+from kolors_ops.tuning import config as tuning
 
 COMPONENTS: tuple[type[ComponentConfig], ...] = (
     *attention.COMPONENTS,
@@ -19,5 +20,6 @@ COMPONENTS: tuple[type[ComponentConfig], ...] = (
     *rms_norm.COMPONENTS,
     *rotary.COMPONENTS,
     *quantized_linear.COMPONENTS,
+    *tuning.COMPONENTS,
 )
 """What this plugin provides."""

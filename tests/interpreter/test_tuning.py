@@ -11,13 +11,13 @@ import pytest
 import torch
 from kolors_ops.geglu import op as geglu
 from kolors_ops.geglu.config import GEGLUTriton
-from kolors_ops.neighbours import neighbours, settings_of
 from kolors_ops.operators import Launch
 from kolors_ops.table import INTERPRETED_AS, Row, Table, read_rows, table_at
 from kolors_ops.trials import Trial
-from kolors_ops.tuning import LOG, TABLE, TuneJob
-from kolors_ops.tuning_config import Tune
-from kolors_ops.tuning_log import ENDED
+from kolors_ops.tuning.config import Tune
+from kolors_ops.tuning.job import LOG, TABLE, TuneJob
+from kolors_ops.tuning.log import ENDED
+from kolors_ops.tuning.neighbours import neighbours, settings_of
 
 from kolors_kernel import BuildContext
 from kolors_kernel.errors import Interrupted, RecipeError, RunError
@@ -213,7 +213,7 @@ def test_what_was_tuned_on_another_gpu_is_not_mixed_in(tmp_path: Path, monkeypat
 
 
 def test_a_new_family_starts_from_the_rows_of_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kolors_ops.tuning.family_of", lambda device: "sm_999")
+    monkeypatch.setattr("kolors_ops.tuning.job.family_of", lambda device: "sm_999")
     recipe = Tune(device="cpu", kernels=[])
     TuneJob(recipe, BuildContext(out=tmp_path)).run()
     rows = read_rows(tmp_path / TABLE)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from kolors_ops import table
-from kolors_ops.gpu_clock import GPUClock
 from kolors_ops.operators import Launch
-from kolors_ops.proving import TRIALS
 from kolors_ops.table import Row, Table, table_at
 from kolors_ops.trials import KINDS, Draw, Judge, Tape, Trial, implementation, made_by
-from kolors_ops.tuning import TuneJob
-from kolors_ops.tuning_config import Tune
+from kolors_ops.tuning.clock import GPUClock
+from kolors_ops.tuning.config import Tune
+from kolors_ops.tuning.job import TuneJob
+from kolors_ops.tuning.proving import TRIALS
 
 from benchmarks import gpu
 from benchmarks.aot import figures

@@ -13,15 +13,15 @@ import torch
 from kolors_kernel.component import BuildContext
 from kolors_kernel.errors import Interrupted, RecipeError, RunError
 from kolors_kernel.graph import Graph, step
-from kolors_ops.gpu_clock import GPUClock
-from kolors_ops.neighbours import neighbours, settings_of
-from kolors_ops.proving import TRIALS, Proof, Use, uses_of
 from kolors_ops.table import Row, Table, family_of, read_rows, table_at, write_rows
 from kolors_ops.trials import Trial
-from kolors_ops.tuning_log import TuningLog, key_of
+from kolors_ops.tuning.clock import GPUClock
+from kolors_ops.tuning.log import TuningLog, key_of
+from kolors_ops.tuning.neighbours import neighbours, settings_of
+from kolors_ops.tuning.proving import TRIALS, Proof, Use, uses_of
 
 if TYPE_CHECKING:
-    from kolors_ops.tuning_config import Tune
+    from kolors_ops.tuning.config import Tune
 
 logger = logging.getLogger(__name__)
 TABLE, LOG = "launches.json", "tried.jsonl"

@@ -12,7 +12,7 @@ from kolors_kernel.kinds import RecipeConfig
 
 if TYPE_CHECKING:
     from kolors_kernel.graph import Graph
-    from kolors_ops.tuning import TuneJob
+    from kolors_ops.tuning.job import TuneJob
 
 
 class Tune(RecipeConfig):
@@ -45,13 +45,13 @@ class Tune(RecipeConfig):
 
     def graphs(self) -> Mapping[str, Graph]:
         """Return what is done with one row of the table."""
-        from kolors_ops.tuning import tuning
+        from kolors_ops.tuning.job import tuning
 
         return {"tune": tuning()}
 
     def build(self, ctx: BuildContext) -> TuneJob:
         """Return the job; nothing is compiled yet."""
-        from kolors_ops.tuning import TuneJob
+        from kolors_ops.tuning.job import TuneJob
 
         return TuneJob(self, ctx)
 

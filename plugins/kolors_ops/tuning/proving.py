@@ -12,7 +12,7 @@ import torch
 
 from kolors_ops.table import Row, Table, lent
 from kolors_ops.trials import Draw, Judge, Tape, Trial, implementation
-from kolors_ops.tuning_log import key_of
+from kolors_ops.tuning.log import key_of
 
 TRIALS: tuple[Trial, ...] = (
     Trial("attention", (2, 10, 4096, 4096, 64), calls=10),
