@@ -20,8 +20,6 @@ def layer_norm_forward(
     at = tl.arange(0, BLOCK)
     inside = at < D
     wide = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     if ADDED:
         more = tl.load(added + row * added_stride + at, mask=inside, other=0.0).to(tl.float32)
         rounded = (wide + more).to(total.dtype.element_ty)
@@ -32,6 +30,9 @@ def layer_norm_forward(
     steep = tl.math.rsqrt(tl.sum(centred * centred, axis=0) / D + eps)
     tl.store(mean + row, middle)
     tl.store(rstd + row, steep)
+    # Not before the sums, where they would take registers from rows that wait for memory.
+    scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row * D + at, (centred * steep * scale + shift).to(out.dtype.element_ty), mask=inside)
 
 
