@@ -43,7 +43,7 @@ class Whole:
     kernels: int
     instructions: int
     wide: float
-    """The share of the bytes of global memory that move in accesses of 16 bytes."""
+    """The share of the bytes of global memory that move in accesses of 16 bytes, but for those of words."""
 
     def remark(self) -> str:
         """Return registers, programs per multiprocessor and spills in words."""
@@ -134,7 +134,7 @@ def whole(kernels: Sequence[tuple[Planned, Figures]]) -> Whole:
         fill=fill,
         kernels=len(kernels),
         instructions=sum(figures.instructions for _, figures in kernels),
-        wide=16 * sum(a.wide for a in accesses) / max(1, sum(a.bytes for a in accesses)),
+        wide=16 * sum(a.wide for a in accesses) / max(1, sum(a.bytes - 4 * a.words for a in accesses)),
     )
 
 

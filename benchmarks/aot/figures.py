@@ -28,6 +28,8 @@ class Access:
     count: int
     wide: int
     bytes: int
+    words: int
+    """Those of 4 bytes, which float32 statistics have."""
 
     @property
     def share(self) -> float:
@@ -36,8 +38,9 @@ class Access:
 
     @property
     def share_of_bytes(self) -> float:
-        """The same of the bytes that pass through them."""
-        return self.wide * WIDE / self.bytes if self.bytes else 1.0
+        """The same of the bytes that pass through them, but for those of words."""
+        rest = self.bytes - 4 * self.words
+        return self.wide * WIDE / rest if rest else 1.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ def dots_of_16_bits(ttir: str) -> int:
 
 def _access(bytes_each: Iterator[int]) -> Access:
     all_of_them = list(bytes_each)
-    return Access(len(all_of_them), sum(each == WIDE for each in all_of_them), sum(all_of_them))
+    wide, words = all_of_them.count(WIDE), all_of_them.count(4)
+    return Access(len(all_of_them), wide, sum(all_of_them), words)
 
 
 def _bytes_of_sass(name: str) -> int:

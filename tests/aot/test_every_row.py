@@ -52,5 +52,7 @@ def test_products_of_matrices_are_instructions_for_them(row: Row, binaries: Comp
 @pytest.mark.parametrize("row", [r for r in ROWS if r.bits == 16 and not BY_THE_WAY.search(r.kernel)], ids=name_of)
 def test_loads_and_stores_are_as_wide_as_can_be(row: Row, binaries: Compiled) -> None:
     for each, figures in binaries_of(row, binaries):
-        assert figures.loads.share_of_bytes >= WIDE, f"{each.shape}: {figures.loads}"
-        assert figures.stores.share_of_bytes >= WIDE, f"{each.shape}: {figures.stores}"
+        # Words are left out, which statistics are; where everything were words, nothing would be wide.
+        assert figures.loads.wide and figures.loads.share_of_bytes >= WIDE, f"{each.shape}: {figures.loads}"
+        if figures.stores.count > figures.stores.words:
+            assert figures.stores.share_of_bytes >= WIDE, f"{each.shape}: {figures.stores}"
