@@ -20,6 +20,8 @@ from kolors_ops.table import Row
 KERNELS_BACKWARD = ("attention_backward_queries", "attention_backward_keys")
 EVEN = 64
 """Where this divides the keys and a head is as wide as its block, dq needs no masks; else its row is "masked"."""
+WIDEST = 128
+"""The width of a head that the widest rows are for."""
 SHAPES = (
     # queries, keys, heads, width of a head
     (4096, 4096, 10, 64),
@@ -65,7 +67,8 @@ def plan_backward(
     keys = k.shape[-2]
     wide = max(16, 1 << (width - 1).bit_length())
     by_queries = pick(KERNELS_BACKWARD[0], q, width, "masked" if keys % EVEN or wide != width else "")
-    by_keys = pick(KERNELS_BACKWARD[1], q, width)
+    # A padded head takes more registers than one that fills its block, so it has the row of the widest.
+    by_keys = pick(KERNELS_BACKWARD[1], q, width if wide == width else max(width, WIDEST))
     if bias is not None:
         bias = bias.expand(batch, 1, 1, keys)
     shared = {
