@@ -102,7 +102,9 @@ def distance(found: Tensor, exact: Tensor) -> float:
 def as_right_as_torch() -> Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None]:
     """A check that results are at most twice as far from the float64 ones as torch's own in the same dtype.
 
-    Half a step of the dtype at the largest value is always allowed: so much the best result is rounded.
+    Half a step of the dtype at the largest value is always allowed: so much the best result is rounded. In float32,
+    where nothing is rounded at the end that was not rounded before, two steps are: of a few sums torch's own may happen
+    to be exact.
     """
 
     def check(found: Sequence[Tensor], exact: Sequence[Tensor], torchs: Sequence[Tensor]) -> None:
@@ -110,7 +112,7 @@ def as_right_as_torch() -> Callable[[Sequence[Tensor], Sequence[Tensor], Sequenc
             assert ours.shape == right.shape
             assert ours.dtype == theirs.dtype
             step = torch.finfo(ours.dtype).eps * float(right.abs().max())
-            limit = max(2 * distance(theirs, right), step / 2)
+            limit = max(2 * distance(theirs, right), 2 * step if ours.dtype == torch.float32 else step / 2)
             assert distance(ours, right) <= limit, f"result {i}: {distance(ours, right):.3g} off, allowed {limit:.3g}"
 
     return check
