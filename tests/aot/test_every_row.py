@@ -14,6 +14,8 @@ WIDE = 0.8
 """The least share of the bytes of a picture or of tokens, 16 bits an element, that moves 16 bytes at a time."""
 BY_THE_WAY = re.compile("combine")
 """Kernels that only put statistics together: a thousandth of the bytes, and where they lie depends on the groups."""
+OTHER_MODELS = re.compile("8 heads of")
+"""Shapes that neither the U-Net nor the text encoder has: they must be right, and need not be fast."""
 each_row = pytest.mark.parametrize("row", ROWS, ids=name_of)
 
 
@@ -52,7 +54,10 @@ def test_products_of_matrices_are_instructions_for_them(row: Row, binaries: Comp
 @pytest.mark.parametrize("row", [r for r in ROWS if r.bits == 16 and not BY_THE_WAY.search(r.kernel)], ids=name_of)
 def test_loads_and_stores_are_as_wide_as_can_be(row: Row, binaries: Compiled) -> None:
     for each, figures in binaries_of(row, binaries):
+        if OTHER_MODELS.search(each.shape):
+            continue
         # Words are left out, which statistics are; where everything were words, nothing would be wide.
         assert figures.loads.wide and figures.loads.share_of_bytes >= WIDE, f"{each.shape}: {figures.loads}"
-        if figures.stores.count > figures.stores.words:
+        # Of AMD's products of matrices a thread has four elements side by side, and stores them as they lie.
+        if figures.stores.count > figures.stores.words and not (figures.mma and row.family == "gfx942"):
             assert figures.stores.share_of_bytes >= WIDE, f"{each.shape}: {figures.stores}"
