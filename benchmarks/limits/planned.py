@@ -1,7 +1,4 @@
-"""The ops as this project's kernels do them: results from the definition, launches from the plan.
-
-An op without a plan here is one launch, or as many as it has to read its input: `PASSES` says so.
-"""
+"""The ops as this project's kernels do them: results from the definition, launches from the plan."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from kolors_ops.add_layer_norm import op as add_layer_norm
 from kolors_ops.add_layer_norm.reference import ReferenceAddLayerNorm
 from kolors_ops.geglu import op as geglu
 from kolors_ops.geglu.reference import ReferenceGEGLU
+from kolors_ops.group_norm_silu import plans as group_norm_silu
 from kolors_ops.group_norm_silu.reference import ReferenceGroupNormSiLU
 from kolors_ops.operators import Launch, Pick, pick_from
 
@@ -27,6 +25,13 @@ DEFINITIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def _group_norm_silu(call: tuple[Any, ...], made: Any, pick: Pick) -> list[Launch]:
+    x, weight, bias, groups, eps, silu = call
+    statistics = (x.new_empty((x.shape[0], groups), dtype=torch.float32) for _ in range(2))
+    given = group_norm_silu.Forward(x, weight, bias, made, *statistics)
+    return group_norm_silu.plan_forward(given, group_norm_silu.scratch_forward(x, groups, pick), eps, silu, pick)
+
+
 def _geglu(call: tuple[Any, ...], made: Any, pick: Pick) -> list[Launch]:
     return geglu.plan_forward(call[0], made, pick)
 
@@ -37,9 +42,11 @@ def _add_layer_norm(call: tuple[Any, ...], made: Any, pick: Pick) -> list[Launch
     return add_layer_norm.plan_forward(x, added, (weight, bias), eps, (*made, *statistics), pick)
 
 
-PLANS: Mapping[str, Plan] = {"geglu": _geglu, "add_layer_norm": _add_layer_norm}
-PASSES: Mapping[str, int] = {"group_norm_silu": 2}
-"""How often an op without a plan reads its first argument, in a launch each time."""
+PLANS: Mapping[str, Plan] = {
+    "group_norm_silu": _group_norm_silu,
+    "geglu": _geglu,
+    "add_layer_norm": _add_layer_norm,
+}
 
 
 class PlannedOp:
@@ -52,12 +59,7 @@ class PlannedOp:
         """Return the op's results, made without being counted."""
         with self.counter.paused():
             made = DEFINITIONS[self.kind](*call, **how)
-            launches = PLANS[self.kind]((*call, *how.values()), made, self.pick) if self.kind in PLANS else None
-        if launches is None:
-            for _ in range(PASSES[self.kind] - 1):
-                self.counter.add(f"{self.kind}: first look", call[0], ())
-            self.counter.add(self.kind, (call, made), ())
-        else:
-            for each in launches:  # a kernel of this project reads or writes each of its tensors once
-                self.counter.add(each.row.kernel, each.arguments, ())
+            launches = PLANS[self.kind]((*call, *how.values()), made, self.pick)
+        for each in launches:  # a kernel of this project reads or writes each of its tensors once
+            self.counter.add(each.row.kernel, each.arguments, ())
         return made
