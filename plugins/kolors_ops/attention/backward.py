@@ -63,42 +63,17 @@ def plan_backward(
     """
     from kolors_ops.attention.kernel_backward import attention_backward_keys, attention_backward_queries
 
-    batch, heads, rows, width = q.shape
-    keys = k.shape[-2]
-    wide = max(16, 1 << (width - 1).bit_length())
-    by_queries = pick(KERNELS_BACKWARD[0], q, width, "masked" if keys % EVEN or wide != width else "")
-    # A padded head takes more registers than one that fills its block, so it has the row of the widest.
-    by_keys = pick(KERNELS_BACKWARD[1], q, width if wide == width else max(width, WIDEST))
-    if bias is not None:
-        bias = bias.expand(batch, 1, 1, keys)
+    queries, keys = _rows(q, k, pick)
+    strided = (grad, q, k, v, out, dq, dk, dv)
     shared = {
-        **{"lse": lse, "delta": delta, "bias": bias},
-        **{"bias_batch": 0 if bias is None else bias.stride(0), "bias_key": 0 if bias is None else bias.stride(-1)},
-        **_tensors(grad=grad, q=q, k=k, v=v),
-        **{"A": heads, "N": rows, "L": keys, "E": width, "SCALE": 1 / math.sqrt(width)},
-        "WIDTH": wide,
-        "ALIGNED": all(step % 8 == 0 for x in (grad, q, k, v, out, dq, dk, dv) for step in x.stride()[:-1]),
+        **{"lse": lse, "delta": delta, **_bias(bias, q, k), **_tensors(grad=grad, q=q, k=k, v=v), **_sizes(q, k)},
+        "ALIGNED": all(step % 8 == 0 for x in strided for step in x.stride()[:-1]),
     }
-
-    def even(row: Row) -> dict[str, bool]:
-        return {
-            "EVEN_QUERIES": rows % row.blocks["QUERIES"] == 0,
-            "EVEN_KEYS": keys % row.blocks["KEYS"] == 0,
-        }
-
+    first = {**shared, **_tensors(out=out, dq=dq), **_even(q, k, queries)}
+    second = {**shared, **_tensors(dk=dk, dv=dv), **_even(q, k, keys)}
     return [
-        Launch(
-            attention_backward_queries,
-            (-(-rows // by_queries.blocks["QUERIES"]), heads, batch),
-            {**shared, **_tensors(out=out, dq=dq), **even(by_queries)},
-            by_queries,
-        ),
-        Launch(
-            attention_backward_keys,
-            (-(-keys // by_keys.blocks["KEYS"]), heads, batch),
-            {**shared, **_tensors(dk=dk, dv=dv), **even(by_keys)},
-            by_keys,
-        ),
+        Launch(attention_backward_queries, _grid(q, queries.blocks["QUERIES"]), first, queries),
+        Launch(attention_backward_keys, _grid(k, keys.blocks["KEYS"]), second, keys),
     ]
 
 
@@ -133,3 +108,40 @@ def _tensors(**tensors: Tensor) -> dict[str, Tensor | int]:
         strides = zip(("batch", "head", "row"), x.stride(), strict=False)
         given |= {name: x, **{f"{name}_{of}": stride for of, stride in strides}}
     return given
+
+
+def _rows(q: Tensor, k: Tensor, pick: Pick) -> tuple[Row, Row]:
+    """Return the rows of the two kernels."""
+    width, wide = q.shape[-1], _padded(q.shape[-1])
+    by_queries = pick(KERNELS_BACKWARD[0], q, width, "masked" if k.shape[2] % EVEN or wide != width else "")
+    # A padded head takes more registers than one that fills its block, so it has the row of the widest.
+    by_keys = pick(KERNELS_BACKWARD[1], q, width if wide == width else max(width, WIDEST))
+    return by_queries, by_keys
+
+
+def _bias(bias: Tensor | None, q: Tensor, k: Tensor) -> dict[str, Tensor | int | None]:
+    if bias is None:
+        return {"bias": None, "bias_batch": 0, "bias_key": 0}
+    bias = bias.expand(q.shape[0], 1, 1, k.shape[2])
+    return {"bias": bias, "bias_batch": bias.stride(0), "bias_key": bias.stride(-1)}
+
+
+def _sizes(q: Tensor, k: Tensor) -> dict[str, int | float]:
+    _, heads, rows, width = q.shape
+    sizes = {"A": heads, "N": rows, "L": k.shape[2], "E": width, "WIDTH": _padded(width)}
+    return {**sizes, "SCALE": 1 / math.sqrt(width)}
+
+
+def _even(q: Tensor, k: Tensor, row: Row) -> dict[str, bool]:
+    blocks = row.blocks
+    return {"EVEN_QUERIES": q.shape[2] % blocks["QUERIES"] == 0, "EVEN_KEYS": k.shape[2] % blocks["KEYS"] == 0}
+
+
+def _grid(x: Tensor, block: int) -> tuple[int, int, int]:
+    batch, heads, rows, _ = x.shape
+    return -(-rows // block), heads, batch
+
+
+def _padded(width: int) -> int:
+    """Return the width of the block that holds a head."""
+    return max(16, 1 << (width - 1).bit_length())

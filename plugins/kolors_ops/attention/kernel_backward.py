@@ -34,6 +34,22 @@ def head_of(x, batch, head, row, x_batch, x_head, x_row, ALIGNED: tl.constexpr):
 
 
 @triton.jit
+def loaded(at, inside, other: tl.constexpr, EVEN: tl.constexpr):
+    """Load a number for each row, and `other` where a row is not there."""
+    return tl.load(at) if EVEN else tl.load(at, mask=inside, other=other)
+
+
+@triton.jit
+def put(
+    x, made, inside, rows, columns, batch, head, row, x_batch, x_head, x_row, E: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Store rows x columns of a head of x [B, A, rows, E], from one row on."""
+    start = head_of(x, batch, head, row, x_batch, x_head, x_row, ALIGNED)
+    mask = inside[:, None] & (columns[None, :] < E)
+    tl.store(start + rows[:, None] * x_row + columns[None, :], made.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def attention_backward_queries(
     grad, q, k, v, bias, out, lse, delta, dq,
     grad_batch, grad_head, grad_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
@@ -66,19 +82,14 @@ def attention_backward_queries(
         scores *= SCALE * 1.4426950408889634
         if bias is not None:
             place = bias + batch * bias_batch + (start + keys).to(tl.int64) * bias_key
-            if EVEN_KEYS:
-                added = tl.load(place).to(tl.float32) * 1.4426950408889634
-            else:
-                added = tl.load(place, mask=keys < L - start, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+            added = loaded(place, keys < L - start, float("-inf"), EVEN_KEYS).to(tl.float32) * 1.4426950408889634
             scores += added[None, :]
         elif not EVEN_KEYS:
             scores += tl.where(keys < L - start, 0.0, float("-inf"))[None, :]
         seen = tl.math.exp2(scores - normal[:, None])
         slope = seen * (tl.dot(upper, tl.trans(value), input_precision="ieee") - dot[:, None])
         total = tl.dot(slope.to(key.dtype), key, total, input_precision="ieee")
-    dq = head_of(dq, batch, head, skip, dq_batch, dq_head, dq_row, ALIGNED)
-    place = dq + rows[:, None] * dq_row + columns[None, :]
-    tl.store(place, (total * SCALE).to(dq.dtype.element_ty), mask=inside[:, None] & (columns[None, :] < E))
+    put(dq, total * SCALE, inside, rows, columns, batch, head, skip, dq_batch, dq_head, dq_row, E, ALIGNED)
 
 
 @triton.jit
@@ -112,12 +123,9 @@ def attention_backward_keys(
     for start in range(0, N, QUERIES):
         asked = tile(q, rows, columns, q_row, N - start, E, EVEN_QUERIES)
         upper = tile(grad, rows, columns, grad_row, N - start, E, EVEN_QUERIES)
-        if EVEN_QUERIES:
-            normal = tl.load(lse + start + rows)
-            dot = tl.load(delta + start + rows)
-        else:  # a row that is not there has no share: its probabilities are 0
-            normal = tl.load(lse + start + rows, mask=start + rows < N, other=float("inf"))
-            dot = tl.load(delta + start + rows, mask=start + rows < N, other=0.0)
+        # A row that is not there has no share: its probabilities are 0.
+        normal = loaded(lse + start + rows, start + rows < N, float("inf"), EVEN_QUERIES)
+        dot = loaded(delta + start + rows, start + rows < N, 0.0, EVEN_QUERIES)
         scores = tl.dot(key, tl.trans(asked), input_precision="ieee") * (SCALE * 1.4426950408889634)
         if bias is not None or not EVEN_KEYS:
             scores += added[:, None]
@@ -127,10 +135,5 @@ def attention_backward_keys(
         for_key = tl.dot(slope.to(asked.dtype), asked, for_key, input_precision="ieee")
         q += QUERIES * q_row
         grad += QUERIES * grad_row
-    stored = inside[:, None] & (columns[None, :] < E)
-    dv = head_of(dv, batch, head, skip, dv_batch, dv_head, dv_row, ALIGNED)
-    place = dv + keys[:, None] * dv_row + columns[None, :]
-    tl.store(place, for_value.to(dv.dtype.element_ty), mask=stored)
-    dk = head_of(dk, batch, head, skip, dk_batch, dk_head, dk_row, ALIGNED)
-    place = dk + keys[:, None] * dk_row + columns[None, :]
-    tl.store(place, (for_key * SCALE).to(dk.dtype.element_ty), mask=stored)
+    put(dv, for_value, inside, keys, columns, batch, head, skip, dv_batch, dv_head, dv_row, E, ALIGNED)
+    put(dk, for_key * SCALE, inside, keys, columns, batch, head, skip, dk_batch, dk_head, dk_row, E, ALIGNED)
