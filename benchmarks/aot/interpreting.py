@@ -50,6 +50,9 @@ class RightBuilder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     create_si_to_fp = create_ui_to_fp = create_fp_to_si = create_fp_to_ui = cast_impl
     create_fp_ext = create_fp_trunc = cast_impl
 
+    def get_bf16(self, value: float) -> Any:
+        return self.cast_impl(self.get_fp32(value), BFLOAT16)
+
     def binary_op(self, lhs: Any, rhs: Any, op: Callable[..., NDArray[Any]]) -> Any:
         """Return op of two blocks."""
         if lhs.dtype.scalar != BFLOAT16:
