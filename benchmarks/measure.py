@@ -87,20 +87,37 @@ class Watch:
 
 
 def calls(function: Callable[[], object], *, at_least: float) -> Callable[[], Sample]:
-    """Return a sampler of one call in this process, averaged over as many calls as take `at_least` seconds of CPU."""
+    """Return a sampler of one call in this process, averaged over as many calls as take `at_least` seconds of CPU.
+
+    A sample in which the clock passes less than half of that is made longer. Both since one reading says little where
+    a machine is shared: a call may be held up once, and a virtual machine's clock of CPU time stands still as long as
+    the host owes it time.
+    """
     function()  # the first call pays for caches and allocations
-    start = time.process_time()
-    function()
-    repeats = max(1, round(at_least / max(time.process_time() - start, 1e-7)))
+    repeats = 1
+    while _repeated(function, repeats).cpu < at_least:
+        repeats *= 2
 
     def sample() -> Sample:
-        watch = Watch()
-        for _ in range(repeats):
-            function()
-        taken = watch.sample
-        return Sample(taken.cpu / repeats, taken.wall / repeats)
+        watch, done = Watch(), 0
+        while True:
+            _repeat(function, repeats)
+            taken, done = watch.sample, done + repeats
+            if taken.cpu >= at_least / 2:
+                return Sample(taken.cpu / done, taken.wall / done)
 
     return sample
+
+
+def _repeat(function: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        function()
+
+
+def _repeated(function: Callable[[], object], times: int) -> Sample:
+    watch = Watch()
+    _repeat(function, times)
+    return watch.sample
 
 
 def processes(command: Sequence[str], *, environment: Mapping[str, str]) -> Callable[[], Sample]:
