@@ -1,8 +1,8 @@
 """Every Triton kernel on a GPU: is it right, and how long does it take beside torch, torch.compile and Liger.
 
 Times are those of the device for a whole call of the op, medians with the second-level cache emptied before each call;
-backward is the way back alone. `--dry` does without a GPU what can be done: it builds the calls, plans every launch and
-compiles it for `--family`, and reports and draws without times.
+backward is the way back alone, of ops that have one. `--dry` does without a GPU what can be done: it builds the calls,
+plans every launch and compiles it for `--family`, and reports and draws without times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.on_device.rows import Time, Timed
 
 threads = 1
-KINDS = ("attention", "group_norm_silu", "geglu", "add_layer_norm", "rms_norm", "rotary")
+KINDS = ("attention", "group_norm_silu", "geglu", "add_layer_norm", "rms_norm", "rotary", "quantized_linear")
 QUANTILES = [0.5, 0.2, 0.8]
 
 

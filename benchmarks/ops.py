@@ -1,41 +1,50 @@
 """Every installed implementation of every op, at the U-Net's shapes, beside what diffusers calls.
 
 Times are CPU time of one thread. The peer is plain torch: scaled_dot_product_attention, group_norm and silu, chunk
-and gelu. `error_float64` and `peer_error_float64` in the JSON are the distances of both from the peer's result in
-float64, relative to its largest value.
+and gelu; of a layer of integers, the linear layer with the same weight in floating point. `error_float64` and
+`peer_error_float64` in the JSON are the distances of both from the peer's result in float64, relative to its largest
+value.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from benchmarks import op_cases
 from benchmarks.measure import calls, compare
+from benchmarks.op_cases import Arguments, Cases
 from benchmarks.report import Note, Result, timed_row
-from benchmarks.shapes import GROUPS, TEXTS, UNETS, TextShape, UNetShape
+from benchmarks.shapes import TEXTS, UNETS, TextShape, UNetShape
 from kolors_kernel import BuildContext, discover
 from kolors_kernel.errors import KolorsError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, dtype
+    from torch import Tensor
 
-    Arguments: TypeAlias = tuple[Any, ...]
-    Cases: TypeAlias = Mapping[str, tuple[Callable[[Generator, dtype], Arguments], int]]
 threads = 1
-EPS = 1e-5
 AT_LEAST = 0.02  # seconds in one sample, so that the clock's grain does not show
+
+
+def _as_they_are(*arguments: Any) -> Arguments:
+    return arguments
 
 
 @dataclass(frozen=True)
 class OpKind:
-    """How a kind of op is benched: its cases with their calls in a forward, inputs for one, and the peer."""
+    """How a kind of op is benched: its cases with their calls in a forward, inputs for one, and the peer.
+
+    `given` makes the peer's arguments of ours, in time that is not counted.
+    """
 
     peer_name: str
     peer: Callable[..., Any]
     cases: Callable[[UNetShape, TextShape], Cases]
+    given: Callable[..., Arguments] = _as_they_are
+    differentiable: bool = True
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,13 +99,21 @@ def kinds() -> dict[str, OpKind]:
         pairs = torch.view_as_complex(x.to(turns.real.dtype).view(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * turns.unsqueeze(1)).flatten(-2).to(x.dtype)
 
+    def in_floating_point(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Arguments:
+        from kolors_weights.quantizing import dequantize
+
+        return x, dequantize(weight, scale, x.shape[-1], x.dtype), bias
+
     return {
-        "attention": OpKind("torch sdpa", attention, _attention_cases),
-        "group_norm_silu": OpKind("torch group_norm, silu", group_norm_silu, _group_norm_silu_cases),
-        "geglu": OpKind("torch chunk, gelu, mul", geglu, _geglu_cases),
-        "add_layer_norm": OpKind("torch add, layer_norm", add_layer_norm, _add_layer_norm_cases),
-        "rms_norm": OpKind("torch rms_norm", rms_norm, _rms_norm_cases),
-        "rotary": OpKind("torch complex product", rotary, _rotary_cases),
+        "attention": OpKind("torch sdpa", attention, op_cases.attention),
+        "group_norm_silu": OpKind("torch group_norm, silu", group_norm_silu, op_cases.group_norm_silu),
+        "geglu": OpKind("torch chunk, gelu, mul", geglu, op_cases.geglu),
+        "add_layer_norm": OpKind("torch add, layer_norm", add_layer_norm, op_cases.add_layer_norm),
+        "rms_norm": OpKind("torch rms_norm", rms_norm, op_cases.rms_norm),
+        "rotary": OpKind("torch complex product", rotary, op_cases.rotary),
+        "quantized_linear": OpKind(
+            "torch linear, dequantised", F.linear, op_cases.quantized_linear, in_floating_point, differentiable=False
+        ),
     }
 
 
@@ -110,6 +127,8 @@ def _of_kind(kind: str, op_kind: OpKind, unet: str, dtype_name: str, options: ar
         for name, op in built.items():
             if isinstance(op, KolorsError):
                 yield Note("ops", case, name, str(op))
+            elif options.backward and not op_kind.differentiable:
+                yield Note("ops", case, name, "there are gradients for nothing in it")
             elif reason := op.refuses(*arguments):
                 yield Note("ops", case, name, reason)
             else:
@@ -133,9 +152,10 @@ def _row(
 
     work = _forward_and_backward if options.backward else _call
     with torch.set_grad_enabled(options.backward):
-        ours, peer = partial(work, op, arguments), partial(work, op_kind.peer, arguments)
-        exact = _forward(op_kind.peer, tuple(map(_exactly, arguments)))
-        mine, theirs = (_forward(f, arguments) for f in (op, op_kind.peer))
+        given = op_kind.given(*arguments)
+        ours, peer = partial(work, op, arguments), partial(work, op_kind.peer, given)
+        exact = _forward(op_kind.peer, op_kind.given(*map(_exactly, arguments)))
+        mine, theirs = _forward(op, arguments), _forward(op_kind.peer, given)
         measured = compare(calls(ours, at_least=AT_LEAST), calls(peer, at_least=AT_LEAST), rounds=options.rounds)
     extra = {"calls": times, "error_float64": _error(mine, exact), "peer_error_float64": _error(theirs, exact)}
     names = (name, op_kind.peer_name)
@@ -164,10 +184,10 @@ def _forward_and_backward(op: Callable[..., Tensor], arguments: Arguments) -> ob
 
 
 def _exactly(argument: Any) -> Any:
-    """Return a tensor in float64, or complex numbers of it, and anything else as it is."""
+    """Return a tensor in float64, or complex numbers of it, and integers and anything else as they are."""
     import torch
 
-    if not isinstance(argument, torch.Tensor):
+    if not isinstance(argument, torch.Tensor) or not (argument.is_complex() or _floating(argument)):
         return argument
     return argument.detach().to(torch.complex128 if argument.is_complex() else torch.float64)
 
@@ -180,82 +200,3 @@ def _floating(argument: object) -> bool:
 
 def _error(result: Tensor, right: Tensor) -> float:
     return float((result.double() - right.double()).abs().max() / right.double().abs().max())
-
-
-def _attention_cases(unet: UNetShape, text: TextShape) -> Cases:
-    """Self and cross attention; cross attention with a key bias too, as merged padding makes it."""
-    found = {}
-    for shape, times in unet.attention().items():
-        label = "x".join(map(str, shape))
-        found[label] = (partial(_qkv, shape, False), times)
-        if shape[3] == unet.text_tokens:
-            found[f"{label} bias"] = (partial(_qkv, shape, True), times)
-    return found
-
-
-def _qkv(shape: tuple[int, int, int, int, int], biased: bool, draw: Generator, kind: dtype) -> Arguments:
-    """q, k and v as views of [B, N, A * E], the way a projection gives them, and the mask."""
-    import torch
-
-    batch, heads, queries, keys, width = shape
-    flat = [torch.randn(batch, n, heads * width, generator=draw).to(kind) for n in (queries, keys, keys)]
-    q, k, v = (t.view(batch, -1, heads, width).transpose(1, 2) for t in flat)
-    return q, k, v, torch.rand(batch, 1, 1, keys, generator=draw).to(kind) if biased else None
-
-
-def _group_norm_silu_cases(unet: UNetShape, text: TextShape) -> Cases:
-    return {
-        "x".join(map(str, shape)): (partial(_picture, shape), times) for shape, times in unet.group_norm_silu().items()
-    }
-
-
-def _picture(shape: tuple[int, int, int, int], draw: Generator, kind: dtype) -> Arguments:
-    import torch
-
-    weight, bias = (torch.randn(shape[1], generator=draw).to(kind) for _ in range(2))
-    return torch.randn(shape, generator=draw).to(kind), weight, bias, GROUPS, EPS
-
-
-def _geglu_cases(unet: UNetShape, text: TextShape) -> Cases:
-    return {"x".join(map(str, shape)): (partial(_rows, shape), times) for shape, times in unet.geglu().items()}
-
-
-def _rows(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Arguments:
-    import torch
-
-    return (torch.randn(shape, generator=draw).to(kind),)
-
-
-def _add_layer_norm_cases(unet: UNetShape, text: TextShape) -> Cases:
-    return {"x".join(map(str, shape)): (partial(_two_rows, shape), n) for shape, n in unet.add_layer_norm().items()}
-
-
-def _two_rows(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Arguments:
-    import torch
-
-    rows, parameters = (shape, shape), (shape[-1:], shape[-1:])
-    return *(torch.randn(each, generator=draw).to(kind) for each in (*rows, *parameters)), EPS
-
-
-def _rms_norm_cases(unet: UNetShape, text: TextShape) -> Cases:
-    return {"x".join(map(str, shape)): (partial(_weighted, shape), n) for shape, n in text.rms_norm().items()}
-
-
-def _weighted(shape: tuple[int, int], draw: Generator, kind: dtype) -> Arguments:
-    import torch
-
-    return *(torch.randn(each, generator=draw).to(kind) for each in (shape, shape[-1:])), EPS
-
-
-def _rotary_cases(unet: UNetShape, text: TextShape) -> Cases:
-    return {"x".join(map(str, shape)): (partial(_turned, shape), n) for shape, n in text.rotary().items()}
-
-
-def _turned(shape: tuple[int, int, int], draw: Generator, kind: dtype) -> Arguments:
-    """Heads, and turns whose second half is 1, as ChatGLM3 turns the first half of a head."""
-    import torch
-
-    rows, _, width = shape
-    angles = torch.rand(rows, width // 2, generator=draw)
-    angles[:, width // 4 :] = 0
-    return torch.randn(shape, generator=draw).to(kind), torch.polar(torch.ones_like(angles), angles)

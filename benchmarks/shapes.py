@@ -87,12 +87,16 @@ class UNetShape:
 
 @dataclass(frozen=True)
 class TextShape:
-    """A ChatGLM and what it is fed: rows of all texts, the heads that are turned, their width, and its layers."""
+    """A ChatGLM and what it is fed: rows of all texts, the heads that are turned, their width, and its layers.
+
+    `inner` is the width between the two linear layers of a feed-forward, of which the first makes a gate too.
+    """
 
     rows: int
     heads: int
     head_width: int
     width: int
+    inner: int
     layers: int
 
     def rms_norm(self) -> Counter[tuple[int, int]]:
@@ -102,6 +106,21 @@ class TextShape:
     def rotary(self) -> Counter[tuple[int, int, int]]:
         """Return (R, A, E) of every rotation and how often it is called."""
         return Counter({(self.rows, self.heads, self.head_width): self.layers})
+
+    def linear(self) -> Counter[tuple[int, int, int, bool]]:
+        """Return (R, I, O) of every linear layer, whether it has a bias, and how often it is called.
+
+        The heads that are turned are those of the queries and of the keys; there are as many of values as of keys.
+        """
+        keys = self.heads - self.width // self.head_width
+        return Counter(
+            {
+                (self.rows, self.width, (self.heads + keys) * self.head_width, True): self.layers,
+                (self.rows, self.width, self.width, False): self.layers,
+                (self.rows, self.width, 2 * self.inner, False): self.layers,
+                (self.rows, self.inner, self.width, False): self.layers,
+            }
+        )
 
 
 def _kolors(side: int) -> UNetShape:
@@ -116,10 +135,10 @@ UNETS = {
 }
 """What a bench can be asked for: Kolors' own at two picture sizes, and smaller ones of the same build."""
 
-_CHATGLM3 = TextShape(rows=128, heads=34, head_width=128, width=4096, layers=28)
+_CHATGLM3 = TextShape(rows=128, heads=34, head_width=128, width=4096, inner=13696, layers=28)
 TEXTS = {
-    "tiny": TextShape(rows=9, heads=3, head_width=16, width=32, layers=2),
-    "small": TextShape(rows=128, heads=10, head_width=64, width=512, layers=8),
+    "tiny": TextShape(rows=9, heads=3, head_width=16, width=32, inner=96, layers=2),
+    "small": TextShape(rows=128, heads=10, head_width=64, width=512, inner=1728, layers=8),
     "kolors_512": _CHATGLM3,
     "kolors_1024": _CHATGLM3,
 }

@@ -9,6 +9,8 @@ from kolors_ops.trials import Trial
 
 from benchmarks.shapes import TEXTS, UNETS
 
+ROWS = (24, 96, 1024)
+"""What layers of integers see: the tokens of a prompt, of a good one, and of several texts at once."""
 ODD: tuple[Trial, ...] = (
     *(Trial("attention", (1, 2, 130, 256, width)) for width in (40, 64, 80, 128)),
     Trial("attention", (2, 3, 257, 77, 64)),
@@ -25,6 +27,11 @@ ODD: tuple[Trial, ...] = (
     Trial("rms_norm", (5, 4096)),
     Trial("rms_norm", (3, 96)),
     Trial("rotary", (5, 3, 16)),
+    *(
+        Trial("quantized_linear", shape, form)
+        for shape in ((5, 192, 77), (2, 64, 77), (130, 128, 130))
+        for form in ("8 bits", "4 bits", "4 bits by 64", "8 bits bias", "4 bits by 64 bias")
+    ),
 )
 """One block and less, ragged ends, groups of 2 to 80 channels, each memory format, each optional argument."""
 
@@ -51,6 +58,10 @@ def _of_net(name: str) -> Iterator[Trial]:
     ):
         for rows, calls in found.items():
             yield Trial(kind, rows, calls=calls)
+    for tokens in ROWS:
+        for (*layer, biased), calls in replace(text, rows=tokens).linear().items():
+            for form in ("8 bits", "4 bits by 64"):
+                yield Trial("quantized_linear", tuple(layer), form + " bias" * biased, calls)
 
 
 def to_check(nets: Sequence[str], kinds: Sequence[str]) -> list[Trial]:

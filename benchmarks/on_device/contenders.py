@@ -24,6 +24,7 @@ TORCHS = {
     "add_layer_norm": "torch add, layer_norm",
     "rms_norm": "torch rms_norm",
     "rotary": "torch products",
+    "quantized_linear": "torch widened, linear",
 }
 """What torch's own consists of."""
 

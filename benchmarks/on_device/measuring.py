@@ -13,8 +13,6 @@ from benchmarks.on_device.contenders import LIGER, OURS, compiling_anew, contend
 from benchmarks.on_device.rows import BENCH, Checked, Time, Timed
 from benchmarks.report import Note
 
-WAYS = ("forward", "backward")
-
 
 def checked(
     trials: Sequence[Trial], dtypes: Sequence[str], facts: Mapping[str, str], device: torch.device
@@ -86,14 +84,14 @@ def _of_call(
         asked = peer.op if clock else peer.plain
         try:
             with compiling_anew():
-                theirs = _times(trial, asked, arguments, clock) if asked else dict.fromkeys(WAYS)
+                theirs = _times(trial, asked, arguments, clock) if asked else dict.fromkeys(ours)
                 theirs_off = _off(judge, peer.op)
         except (RuntimeError, ValueError, TritonError) as error:  # a contender's faults are not ours to stop for
             yield Note(
                 BENCH, f"{trial} {dtype}", peer.name, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             )
             continue
-        for way in WAYS:
+        for way in ours:
             yield call(
                 direction=way,
                 peer_name=peer.name,
@@ -106,14 +104,19 @@ def _of_call(
 
 
 def _times(trial: Trial, op: Any, arguments: Any, clock: Clock | None) -> dict[str, Time | None]:
-    """Return the times of a whole call and of its way back, whose forward is not in it."""
+    """Return the times of a whole call and of its way back, if it has one, whose forward is not in it."""
     asked = trial.asks(op)
-    forward = torch.no_grad()(partial(asked, *arguments))
+    times = {"forward": _time(torch.no_grad()(partial(asked, *arguments)), clock)}
+    if trial.goes_back:
+        times["backward"] = _time(Tape(trial.kind, asked, arguments).gradients, clock)
+    return times
+
+
+def _time(work: Callable[[], object], clock: Clock | None) -> Time | None:
     if clock is None:
-        forward()
-        Tape(trial.kind, asked, arguments).gradients()
-        return dict.fromkeys(WAYS)
-    return {"forward": clock(forward), "backward": clock(Tape(trial.kind, asked, arguments).gradients)}
+        work()
+        return None
+    return clock(work)
 
 
 def _judge(trial: Trial, draw: Draw) -> Judge | None:

@@ -42,6 +42,9 @@ def draw(rows: Sequence[Timed], path: Path) -> list[Path]:
 
 def _panel(panel: Any, rows: Sequence[Timed]) -> None:
     """Draw a group of bars for each case, ours first; from a fifth to four fifths of the calls is a whisker."""
+    if not rows:  # of an op without a way back
+        panel.set_visible(False)
+        return
     times: dict[str, dict[str, Time | None]] = {OURS: {}}
     for row in rows:
         case = f"{row.net} {row.case.removeprefix(row.kind).strip()}"

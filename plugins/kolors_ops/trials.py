@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import gcd
 from typing import Any, TypeAlias
 
 import torch
@@ -12,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kolors_kernel.component import BuildContext
+from kolors_ops.quantized_linear.native import TorchQuantizedLinear
+from kolors_weights.quantizing import dequantize
 
 Arguments: TypeAlias = tuple[Any, ...]
 GROUPS, EPS = 32, 1e-5
+GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,20 @@ class Draw:
         for shape in shapes:
             yield torch.randn(tuple(shape), generator=generator, device=self.device).to(self.dtype)
 
+    def bytes(self, *shape: int) -> Tensor:
+        """Return int8 of a shape, any as likely as another."""
+        if self.device.type == "meta":
+            return torch.empty(shape, dtype=torch.int8, device="meta")
+        generator = torch.Generator(self.device).manual_seed(self.seed + 1000)  # not what the others are made of
+        return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8, device=self.device)
+
 
 @dataclass(frozen=True)
 class Kind:
-    """How ops of a kind are called: arguments of a shape and a form, which of them have gradients, and torch's own."""
+    """How ops of a kind are called: arguments of a shape and a form, which of them have gradients, and torch's own.
+
+    Where none of them has a gradient, there is no way back.
+    """
 
     arguments: Callable[[Draw, tuple[int, ...], str], Arguments]
     differentiated: tuple[int, ...]
@@ -51,7 +65,8 @@ class Kind:
 class Trial:
     """One call of a kind of op: the shape of its first argument, what else there is, and how often a model makes it.
 
-    Of attention, the shape is (B, A, N, L, E).
+    Of attention, the shape is (B, A, N, L, E); of quantized_linear it is (R, I, O), and the form one of "8 bits",
+    "4 bits" and "4 bits by 64", with " bias" after it where there is one.
     """
 
     kind: str
@@ -69,6 +84,11 @@ class Trial:
     def asks(self, op: Callable[..., Any]) -> Callable[..., Any]:
         """Return the op with what the call says by name."""
         return partial(op, **self.named)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the call has gradients."""
+        return bool(KINDS[self.kind].differentiated)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -110,6 +130,8 @@ class Tape:
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Return the gradient of every differentiated argument."""
+        if not self._leaves:
+            return ()
         return torch.autograd.grad(self.made, self._leaves, self._grads, retain_graph=True)
 
     def everything(self) -> list[Tensor]:
@@ -118,8 +140,8 @@ class Tape:
 
 
 def exactly(argument: Any) -> Any:
-    """Return a tensor in float64, or in complex numbers of it, and anything else as it is."""
-    if not isinstance(argument, Tensor):
+    """Return a tensor in float64, or in complex numbers of it, and integers and anything else as they are."""
+    if not isinstance(argument, Tensor) or not (argument.is_floating_point() or argument.is_complex()):
         return argument
     return argument.detach().to(torch.complex128 if argument.is_complex() else torch.float64)
 
@@ -140,7 +162,7 @@ class Verdict:
 
 
 class Judge:
-    """What is right for one call forward and backward: the definition in float64, and what torch does in the dtype.
+    """What is right for one call, and its way back if it has one: the definition in float64, and torch in the dtype.
 
     `allowed` is how far off each result may be.
     """
@@ -215,6 +237,16 @@ def _rotary(draw: Draw, shape: tuple[int, ...], form: str) -> Arguments:
     return x[:, :heads], torch.complex(*(t.to(draw.dtype).float() for t in (angles.cos(), angles.sin())))
 
 
+def _quantized_linear(draw: Draw, shape: tuple[int, ...], form: str) -> Arguments:
+    """Any integers, and scales of either sign, which are bfloat16 whatever the dtype."""
+    rows, width, height = shape
+    bits = 4 if form.startswith("4") else 8
+    scales = (height, width // gcd(width, GROUP)) if "by" in form else (height,)
+    x, bias, drawn = draw.normal((rows, width), (height,), scales)
+    scale = ((drawn + drawn.sign()) / 2**bits).to(torch.bfloat16)
+    return x, draw.bytes(height, width * bits // 8), scale, bias if form.endswith("bias") else None
+
+
 def _softmax_formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     return torch.softmax(scores if mask is None else scores + mask.to(q.dtype), dim=-1) @ v
@@ -250,6 +282,10 @@ def _turned_pairs(x: Tensor, turns: Tensor) -> Tensor:
     return torch.stack((one * cos - other * sin, one * sin + other * cos), dim=-1).flatten(-2)
 
 
+def _widened_then_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, dequantize(weight, scale, x.shape[-1], x.dtype), bias)
+
+
 KINDS: Mapping[str, Kind] = {
     "attention": Kind(_attention, (0, 1, 2), _sdpa, _softmax_formula),
     "group_norm_silu": Kind(_group_norm_silu, (0, 1, 2), _norm_then_silu, _norm_then_silu),
@@ -257,5 +293,6 @@ KINDS: Mapping[str, Kind] = {
     "add_layer_norm": Kind(_add_layer_norm, (0, 1, 2, 3), _add_then_norm, _add_then_norm),
     "rms_norm": Kind(_rms_norm, (0, 1), _torchs_rms_norm, _torchs_rms_norm),
     "rotary": Kind(_rotary, (0,), _turned_pairs, _turned_pairs),
+    "quantized_linear": Kind(_quantized_linear, (), TorchQuantizedLinear(), _widened_then_linear),
 }
 """By the name of the kind; every one has a component 'reference', which is its definition."""

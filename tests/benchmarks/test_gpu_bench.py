@@ -162,6 +162,21 @@ def test_times_are_of_the_whole_call_and_of_the_way_back_for_every_contender(mon
     assert "2.00" in timed[1].line()
 
 
+def test_an_op_without_a_way_back_has_rows_forward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Trial("quantized_linear", (3, 64, 5), "4 bits by 64 bias")
+    monkeypatch.setattr(measuring, "implementation", partial(instead, op=trials.KINDS[call.kind].torchs))
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    rows = list(measuring.timed({"net": [call]}, ["float32"], FACTS, CPU, lambda work: Time(1, 1, 1)))
+    timed = [row for row in rows if isinstance(row, Timed)]
+    assert {row.direction for row in timed} == {"forward"}
+    assert [row.peer_name for row in timed] == ["torch widened, linear", "torch.compile"]
+    assert all(row.ours_off is not None and row.ours_off <= 1 for row in timed)
+    (check,) = measuring.checked([call], ["float32"], FACTS, CPU)
+    assert isinstance(check, Checked)
+    assert len(check.allowed) == 1
+    assert check.wrong is None
+
+
 def test_a_contender_that_fails_is_a_note_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel image\nand a long trace")
@@ -201,6 +216,7 @@ def test_every_shape_of_the_nets_and_every_kind_is_asked_for() -> None:
         assert {t.shape for t in found if t.kind == "group_norm_silu"} == set(unet.group_norm_silu())
         assert {t.form for t in found if t.kind == "group_norm_silu"} == {"", "channels_last"}
         assert {t.shape for t in found if t.kind == "geglu"} == set(unet.geglu())
+        assert {t.shape for t in found if t.form == "8 bits bias"} == {(rows, 4096, 4608) for rows in (24, 96, 1024)}
     checked = to_check(["kolors_1024"], ["attention"])
     assert {t.shape[0] for t in checked if t.shape[2] >= 1024} == {1}  # float64 of every score is large
     assert {t.shape[0] for t in checked if t.shape[2] < 1024} == {1, 2}

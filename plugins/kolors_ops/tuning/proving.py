@@ -47,9 +47,21 @@ TRIALS: tuple[Trial, ...] = (
     Trial("rms_norm", (512, 8192)),
     Trial("rotary", (512, 34, 128), calls=28),
     Trial("rotary", (512, 16, 256)),
+    *(
+        Trial("quantized_linear", (rows, *layer), f"{form}{bias}", calls=28)
+        for rows in (24, 96, 1024)
+        for form in ("8 bits", "4 bits by 64")
+        for layer, bias in (
+            ((4096, 4608), " bias"),
+            ((4096, 4096), ""),
+            ((4096, 27392), ""),
+            ((13696, 4096), ""),
+        )
+    ),
 )
-"""Of the SDXL U-Net for a picture of 1024 x 1024 and a batch of two, and of ChatGLM3, with their number in a forward;
-and once each, of what the table has rows for besides: a smaller picture, wider heads and rows.
+"""Of the SDXL U-Net for a picture of 1024 x 1024 and a batch of two, and of ChatGLM3, with their number in a forward,
+and once each, of what the table has rows for besides: a smaller picture, wider heads and rows. What goes through layers
+of integers are the tokens of a prompt, of a good one, or of several texts.
 """
 
 
