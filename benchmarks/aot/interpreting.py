@@ -51,6 +51,7 @@ class RightBuilder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     create_fp_ext = create_fp_trunc = cast_impl
 
     def get_bf16(self, value: float) -> Any:
+        """Return a constant."""
         return self.cast_impl(self.get_fp32(value), BFLOAT16)
 
     def binary_op(self, lhs: Any, rhs: Any, op: Callable[..., NDArray[Any]]) -> Any:
