@@ -28,16 +28,20 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def _kernels(rows: Sequence[Record], dtype: str) -> str:
-    """A kernel on each family: its most registers and the fewest programs that fit, over all its shapes."""
+    """A kernel on each family: its most registers and the fewest programs that fit, over all its shapes.
+
+    The shares of bytes in accesses of 16 are those of its first shape, the least of the families of CUDA.
+    """
     found = [row for row in rows if row.get("dtype") == dtype and "ctas_stated" in row]
     families = list(dict.fromkeys(row["arch"] for row in found))
     body = []
     for kernel in dict.fromkeys(row["ours_name"] for row in found):
         mine = [row for row in found if row["ours_name"] == kernel]
         cells = [_cell([row for row in mine if row["arch"] == family]) for family in families]
-        wide = min(min(row["wide_loaded_bytes"], row["wide_stored_bytes"]) for row in mine)
-        body.append([f"`{kernel}`", *cells, f"{wide:.0%}"])
-    return _table([dtype, *families, "wide"], body)
+        first = [row for row in mine if row["shape"] == mine[0]["shape"] and row["arch"] != "gfx942"]
+        wide = [min(row[f"wide_{of}_bytes"] for row in first or mine) for of in ("loaded", "stored")]
+        body.append([f"`{kernel}`", *cells, *(f"{share:.0%}" for share in wide)])
+    return _table([dtype, *families, "wide loads", "wide stores"], body)
 
 
 def _cell(rows: Sequence[Record]) -> str:

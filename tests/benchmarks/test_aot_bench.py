@@ -172,8 +172,8 @@ def test_the_tables_of_the_docs_come_from_the_records(without_compiling: list[Pl
     said = {"case": "a case", "dtype": "bfloat16", "errors": {"triton": 0.5, "torch": 0.25}, "reasons": {}}
     records += [each.record() for each in errors._rows(said)]
     text = tables([json.dumps(record) for record in records])
-    assert "| bfloat16 | sm_80 | wide |" in text
-    assert "| `geglu_forward` | 40, 2, mma 3, **spills 8** | 89% |" in text
+    assert "| bfloat16 | sm_80 | wide loads | wide stores |" in text
+    assert "| `geglu_forward` | 40, 2, mma 3, **spills 8** | 100% | 89% |" in text
     assert "| 4096x4096 backward | 32, 16, 37% |" in text
     assert "32, 4, 25%, **spills 16/0** |" in text
     assert "| a case bfloat16 | 0.5 | 0.25 |" in text
