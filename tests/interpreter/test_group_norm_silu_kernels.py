@@ -308,6 +308,7 @@ def test_second_derivatives_are_an_error() -> None:
         (lambda x, w, b: (x, w, b[:4]), r"bias is \[4\] on cpu, x has 8 channels on cpu"),
         (lambda x, w, b: (x, w, torch.ones(16)[::2]), "bias has gaps: its stride is 2"),
         (lambda x, w, b: (x[:0], w, b), "is empty"),
+        (lambda x, w, b: (x[:1, :, :1, :1].repeat(65536, 1, 1, 1), w, b), "no room for more than 65535 pictures"),
     ],
 )
 def test_what_no_kernel_takes_is_refused_in_words(change: Callable[..., tuple[Tensor, ...]], why: str) -> None:

@@ -173,6 +173,7 @@ def test_parts_that_belong_to_other_layers_are_refused_in_words() -> None:
         ((weight.short(), scale, bias), r"\[8, 64\] of torch.int16"),
         ((weight, scale[1:], bias), r"scales \[7\]"),
         ((weight, scale.view(8, 1).expand(8, 3), bias), r"scales \[8, 3\]"),
+        ((weight, scale.new_empty(8, 0), bias), r"scales \[8, 0\]"),
         ((weight, scale, bias[1:]), r"a bias \[7\]"),
         ((weight.T.contiguous().T, scale, bias), "not laid out row by row"),
     ):

@@ -37,6 +37,9 @@ from kolors_ops.operators import (
 )
 from kolors_ops.table import family_of
 
+MOST_PICTURES = 65535
+"""Along the second dimension of a grid, on any GPU."""
+
 
 class TritonGroupNormSiLU:
     """Group norm, and SiLU, in one kernel where a group fits a program, in three elsewhere; so is the gradient.
@@ -68,6 +71,8 @@ class TritonGroupNormSiLU:
             return reason
         if not x.numel():
             return f"x of shape {list(x.shape)} is empty"
+        if x.shape[0] > MOST_PICTURES:
+            return f"a grid has no room for more than {MOST_PICTURES} pictures: x is {list(x.shape)}"
         if strides_of(x) is None:
             return f"of x, of strides {x.stride()}, neither channels nor pixels lie side by side, evenly spaced"
         channels = x.shape[1]

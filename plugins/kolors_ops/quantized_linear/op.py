@@ -102,7 +102,7 @@ def _misfit(width: int, weight: Tensor, scale: Tensor, bias: Tensor | None) -> s
     groups = scale.shape[1] if scale.ndim == 2 else 1
     if weight.dtype != torch.int8 or width not in (stored, 2 * stored):
         return f"x has rows of {width}, for which a weight {list(weight.shape)} of {weight.dtype} is none"
-    if scale.shape[0] != height or scale.ndim > 2 or width % groups:
+    if scale.shape[0] != height or scale.ndim > 2 or not groups or width % groups:
         return f"scales {list(scale.shape)} do not go with a weight of {height} rows and {width} columns"
     if bias is not None and bias.shape != (height,):
         return f"a bias {list(bias.shape)} does not go with a weight of {height} rows"
