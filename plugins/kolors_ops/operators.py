@@ -115,6 +115,12 @@ def are_rows(x: Tensor) -> bool:
     return x.numel() > 0 and x.stride(-1) == 1 and even
 
 
+def opened(table: str) -> str:
+    """Return the name of a table once it is read, since torch.compile cannot. Raises RecipeError when it is none."""
+    table_at(table)
+    return table
+
+
 def lacks(table: str, kernels: Sequence[str], x: Tensor, width: int, case: str = "") -> str | None:
     """Say which of these kernels has no row in the table for tensors like x, or return None."""
     rows, family = table_at(table), family_of(x.device)

@@ -146,5 +146,6 @@ def family_of(device: torch.device) -> str:
     if torch.version.hip:
         name = str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
     else:
-        name = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        known = torch.cuda.get_device_properties(device)  # which torch.compile can evaluate
+        name = f"sm_{known.major}{known.minor}"
     return FAMILIES.get(name, name)

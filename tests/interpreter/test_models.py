@@ -103,3 +103,18 @@ def test_a_chatglm3_of_kernels_encodes_and_learns_what_the_reference_does() -> N
     assert len(found) >= 14
     for name, gradient in found.items():
         assert distance(gradient, expected[name]) <= 1e-4, name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+@pytest.mark.parametrize("ops", ["triton", "auto"])
+def test_torch_compiles_a_unet_of_kernels_as_one_graph(ops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice among implementations, with the table that it asks, leaves no break in the graph."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiler(net, fullgraph=True, backend="aot_eager"))
+    compiled, plain = unet(ops, "float32"), unet("triton", "float32")
+    compiled.module.load_state_dict(plain.module.state_dict())
+    compiled.compile()
+    made, right = predicted(compiled, torch.float32), predicted(plain, torch.float32)
+    assert distance(made, right) <= 1e-5
+    found, expected = gradients(compiled.module, made), gradients(plain.module, right)
+    assert max(distance(gradient, expected[name]) for name, gradient in found.items()) <= 1e-4

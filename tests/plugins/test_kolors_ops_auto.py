@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -15,6 +16,7 @@ from kolors_ops.geglu.config import GEGLUAuto
 from torch import Tensor
 
 from kolors_kernel import BuildContext
+from kolors_kernel.errors import RecipeError
 from kolors_kernel.kinds import AttentionConfig, GEGLUConfig, GroupNormSiLUConfig
 from kolors_kernel.registry import Registry
 
@@ -144,3 +146,10 @@ def test_the_defaults_prefer_kernels_then_what_is_fastest() -> None:
     assert prefer["group_norm_silu"] == prefer["geglu"] == ["triton", "torch"]
     assert {kind: "triton" in types for kind, types in prefer.items()} == dict.fromkeys(prefer, True)
     assert AttentionReference() not in AttentionAuto().prefer
+
+
+def test_a_table_that_is_none_is_said_when_the_op_is_built(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text('[{"kernel": "geglu_forward", "warp": 4}]')
+    for cls in (cls for cls in COMPONENTS if "triton" in cls.model_fields["type"].default):
+        with pytest.raises(RecipeError, match=r"mine\.json is not a table of launches: 0\.family: Field required"):
+            cls(table=tmp_path / "mine.json").build(BuildContext())

@@ -20,6 +20,7 @@ from kolors_ops.operators import (
     differentiable_once,
     lacks,
     launch,
+    opened,
     operator,
     unsupported,
 )
@@ -38,7 +39,7 @@ class TritonAddLayerNorm:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(
         self, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float

@@ -21,6 +21,7 @@ from kolors_ops.operators import (
     differentiable_once,
     lacks,
     launch,
+    opened,
     operator,
     unsupported,
 )
@@ -56,7 +57,7 @@ class TritonAttention:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend: q [B, A, N, E], k and v [B, A, L, E], additive mask that broadcasts to [B, 1, 1, L] -> [B, A, N, E].

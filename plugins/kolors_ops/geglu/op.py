@@ -19,6 +19,7 @@ from kolors_ops.operators import (
     differentiable_once,
     lacks,
     launch,
+    opened,
     operator,
     unsupported,
 )
@@ -33,7 +34,7 @@ class TritonGEGLU:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., 2F] -> [..., F]. Raises ValueError when the last dimension is odd, and for a call it refuses."""

@@ -31,6 +31,7 @@ from kolors_ops.operators import (
     differentiable_once,
     lacks,
     launch,
+    opened,
     operator,
     pick_from,
     unsupported,
@@ -48,7 +49,7 @@ class TritonGroupNormSiLU:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, *, silu: bool = True

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kolors_ops.operators import Launch, Pick, Sample, are_rows, lacks, launch, operator, pick_from, unsupported
+from kolors_ops.operators import Launch, Pick, Sample, are_rows, lacks, launch, opened, operator, pick_from, unsupported
 from kolors_ops.quantized_linear.reference import ReferenceQuantizedLinear
 from kolors_ops.table import family_of
 
@@ -31,7 +31,7 @@ class TritonQuantizedLinear:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., I] -> [..., O] with weight [O, I] or [O, I / 2], scale [O] or [O, groups], bias [O] or None.

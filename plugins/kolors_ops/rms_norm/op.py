@@ -19,6 +19,7 @@ from kolors_ops.operators import (
     differentiable_once,
     lacks,
     launch,
+    opened,
     operator,
     unsupported,
 )
@@ -37,7 +38,7 @@ class TritonRMSNorm:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[..., D] with weight [D] -> [..., D]. Raises ValueError for a call it refuses."""

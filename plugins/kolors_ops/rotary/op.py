@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kolors_ops.operators import Launch, Pick, Sample, differentiable, lacks, launch, operator, unsupported
+from kolors_ops.operators import Launch, Pick, Sample, differentiable, lacks, launch, opened, operator, unsupported
 from kolors_ops.rotary.reference import turned
 
 KERNELS = ("rotary_turn",)
@@ -23,7 +23,7 @@ class TritonRotary:
     """
 
     def __init__(self, table: str = "") -> None:
-        self.table = table
+        self.table = opened(table)
 
     def __call__(self, x: Tensor, turns: Tensor) -> Tensor:
         """Turn neighbouring pairs of each head of x [R, A, E] by turns [R, E / 2] -> [R, A, E].
