@@ -18,6 +18,7 @@ from kolors_kernel.errors import RunError, WeightsError
 from kolors_kernel.values import Conditioning
 from kolors_weights.packing import pack
 from kolors_weights.precision import exact_onednn, without_onednn
+from kolors_weights.quantizing import QuantizedLinear
 from kolors_weights.writing import write_file, write_state
 
 _AT_ONCE = 1024
@@ -96,7 +97,10 @@ class ChatGLM3Encoder:
 
     def report(self) -> Mapping[str, str]:
         """Say which path ran and why not a faster one, by what it is about."""
-        return {**{kind: _told(op) for kind, op in vars(self.module.ops).items()}, **self._report}
+        ops = dict(vars(self.module.ops))
+        if not any(isinstance(layer, QuantizedLinear) for layer in self.module.modules()):
+            del ops["quantized_linear"]
+        return {**{kind: _told(op) for kind, op in ops.items()}, **self._report}
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and tokenizer.model into `folder`, made if absent.

@@ -253,7 +253,7 @@ def test_a_strangers_op_is_benched_beside_the_peer_without_a_line_about_it(
     assert found["torch"]["error"] == 0
     notes = [row for row in rows if row["row"] == "note"]
     assert {(row["ours_name"], row["reason"].split(";")[0]) for row in notes} == {
-        ("triton", "the tensors are on a CPU")
+        ("triton", "the tensors are on a CPU, not on a GPU")
     }
     for row in (row for row in rows if row not in notes):
         assert row.keys() >= PROMISED
