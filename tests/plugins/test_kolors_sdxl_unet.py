@@ -290,8 +290,9 @@ def test_reports_which_path_ran_and_why_not_a_faster_one(released: Path) -> None
     rest = layers[nn.Linear] - 1 - 3 * sites  # the text's projection, keys and values stay; gates are told apart
     assert said["weights"] == f"packed {layers[nn.Conv2d]} convolution and {rest} linear layers for oneDNN"
     assert said["geglu"].startswith(f"inside {sites} packed products")
-    assert said["attention"] == "blocked"
-    assert said["group_norm_silu"] == "torch"
+    no_gpu = " (passed over: triton: the tensors are on a CPU, not on a GPU)"
+    assert said["attention"] == f"blocked{no_gpu}"
+    assert said["group_norm_silu"] == said["add_layer_norm"] == f"torch{no_gpu}"
     exact = load(released, "float64", group_norm_silu={"type": "reference"})
     exact.freeze()
     exact.predict(*inputs(torch.float64))
