@@ -95,8 +95,9 @@ def test_gradients_as_right_as_torchs(
 )
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_lengths_widths_strides_and_biases(
-    queries: int, keys: int, width: int, form: str, bias: str, seed: int, as_right_as_torch: Check
+    queries: int, keys: int, width: int, form: str, bias: str, seed: int
 ) -> None:
+    """As right as scores of float32 are: of so few numbers torch's own may happen to be exact."""
     q, k, v, _ = heads(2, 2, queries, keys, width, seed=seed)
     if form == "packed":  # [B, L, 3, A, E], as one product gives them
         packed = torch.stack([k, k, v], dim=2).transpose(1, 3).contiguous()
@@ -107,7 +108,9 @@ def test_any_lengths_widths_strides_and_biases(
     if mask is not None and bias != "of each":
         mask = mask[1:] if bias == "of all" else mask[1, 0, 0]
     exact = ReferenceAttention()(q.double(), k.double(), v.double(), mask)
-    as_right_as_torch([triton(q, k, v, mask)], [exact], [torchs(q, k, v, mask)])
+    scores = float((q @ k.mT).abs().max()) / math.sqrt(width)
+    step = torch.finfo(torch.float32).eps * (8 + scores) * float(v.abs().max())
+    assert float((triton(q, k, v, mask) - exact).abs().max()) <= 2 * step
 
 
 def test_a_single_key_gives_its_value_and_no_slope() -> None:
