@@ -21,6 +21,8 @@ from kolors_ops.table import Row, bits_of, family_of, missing, table_at
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 """Whether Triton runs kernels in its interpreter, on CPUs: then the operators launch them there too."""
 INSTALLED = importlib.util.find_spec("triton") is not None
+MOST_BLOCKS = 65535
+"""Along the second and third dimension of a grid, on any GPU."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 

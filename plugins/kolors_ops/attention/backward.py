@@ -112,7 +112,7 @@ def _tensors(**tensors: Tensor) -> dict[str, Tensor | int]:
 
 def _rows(q: Tensor, k: Tensor, pick: Pick) -> tuple[Row, Row]:
     """Return the rows of the two kernels."""
-    width, wide = q.shape[-1], _padded(q.shape[-1])
+    width, wide = q.shape[-1], padded(q.shape[-1])
     by_queries = pick(KERNELS_BACKWARD[0], q, width, "masked" if k.shape[2] % EVEN or wide != width else "")
     # A padded head takes more registers than one that fills its block, so it has the row of the widest.
     by_keys = pick(KERNELS_BACKWARD[1], q, width if wide == width else max(width, WIDEST))
@@ -128,7 +128,7 @@ def _bias(bias: Tensor | None, q: Tensor, k: Tensor) -> dict[str, Tensor | int |
 
 def _sizes(q: Tensor, k: Tensor) -> dict[str, int | float]:
     _, heads, rows, width = q.shape
-    sizes = {"A": heads, "N": rows, "L": k.shape[2], "E": width, "WIDTH": _padded(width)}
+    sizes = {"A": heads, "N": rows, "L": k.shape[2], "E": width, "WIDTH": padded(width)}
     return {**sizes, "SCALE": 1 / math.sqrt(width)}
 
 
@@ -142,6 +142,6 @@ def _grid(x: Tensor, block: int) -> tuple[int, int, int]:
     return -(-rows // block), heads, batch
 
 
-def _padded(width: int) -> int:
-    """Return the width of the block that holds a head."""
+def padded(width: int) -> int:
+    """Return the width of the block that holds a head: a power of two, as much as a product of matrices needs."""
     return max(16, 1 << (width - 1).bit_length())

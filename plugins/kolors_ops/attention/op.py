@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kolors_ops.attention.backward import KERNELS_BACKWARD, backward_samples, plan_backward, scratch
+from kolors_ops.attention.backward import KERNELS_BACKWARD, backward_samples, padded, plan_backward, scratch
 from kolors_ops.attention.reference import attend, check_additive, differing_dtypes, gradients
 from kolors_ops.operators import (
+    MOST_BLOCKS,
     Launch,
     Pick,
     Sample,
@@ -32,8 +33,6 @@ VECTOR = 8
 """Elements that are loaded at once where all strides are multiples of it: 128 bits of a half precision."""
 LONGEST_BLOCK = 8192
 """More rows than any block of a table has."""
-MOST_BLOCKS = 65535
-"""Along the second and third dimension of a grid, on any GPU."""
 SHAPES = (
     # queries, keys, heads, width of a head, bias
     (4096, 4096, 10, 64, False),
@@ -107,7 +106,7 @@ def plan_forward(
         **{"bias": bias, "bias_batch": 0 if bias is None else bias.stride(0)},
         **{"bias_key": 0 if bias is None else bias.stride(3), "lse": lse, "A": heads, "N": rows, "L": keys},
         **{"UNIT": unit, "FAR": far},
-        **{"SCALE": 1 / math.sqrt(width), "E": width, "WIDTH": _padded(width)},
+        **{"SCALE": 1 / math.sqrt(width), "E": width, "WIDTH": padded(width)},
         **{"EVEN_QUERIES": rows % block == 0, "EVEN_KEYS": keys % row.blocks["KEYS"] == 0},
     }
     return [Launch(attention_forward, (-(-rows // block), heads, batch), arguments, row)]
@@ -128,17 +127,12 @@ def samples(dtype: torch.dtype) -> Iterator[Sample]:
 def _row(pick: Pick, q: Tensor, k: Tensor, bias: Tensor | None, far: bool) -> Row:
     """Return the row for whole blocks without a bias where there is one and these are such, else that for any call."""
     rows, width = q.shape[2:]
-    if bias is None and not far and width == _padded(width):
+    if bias is None and not far and width == padded(width):
         with suppress(ValueError):
             row = pick(KERNELS[0], q, width, "even")
             if rows % row.blocks["QUERIES"] == 0 and k.shape[2] % row.blocks["KEYS"] == 0:
                 return row
     return pick(KERNELS[0], q, width)
-
-
-def _padded(width: int) -> int:
-    """Return the width that a kernel computes with: a power of two, as much as a product of matrices needs."""
-    return max(16, 1 << (width - 1).bit_length())
 
 
 _STEPS = ("batch", "head", "row")

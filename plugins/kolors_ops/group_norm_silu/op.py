@@ -24,6 +24,7 @@ from kolors_ops.group_norm_silu.plans import (
 )
 from kolors_ops.group_norm_silu.reference import check_groups, gradient, norm_and_statistics
 from kolors_ops.operators import (
+    MOST_BLOCKS,
     Launch,
     Pick,
     Sample,
@@ -37,9 +38,6 @@ from kolors_ops.operators import (
     unsupported,
 )
 from kolors_ops.table import family_of
-
-MOST_PICTURES = 65535
-"""Along the second dimension of a grid, on any GPU."""
 
 
 class TritonGroupNormSiLU:
@@ -72,8 +70,8 @@ class TritonGroupNormSiLU:
             return reason
         if not x.numel():
             return f"x of shape {list(x.shape)} is empty"
-        if x.shape[0] > MOST_PICTURES:
-            return f"a grid has no room for more than {MOST_PICTURES} pictures: x is {list(x.shape)}"
+        if x.shape[0] > MOST_BLOCKS:
+            return f"a grid has no room for more than {MOST_BLOCKS} pictures: x is {list(x.shape)}"
         if strides_of(x) is None:
             return f"of x, of strides {x.stride()}, neither channels nor pixels lie side by side, evenly spaced"
         channels = x.shape[1]
